@@ -1,0 +1,88 @@
+"""`moeworks VERB ...`: finds the verb, runs it, and turns what goes wrong into a message and an exit code.
+
+Exit codes: 0 done, 2 an error of the input (one message, and a traceback with --debug), 130 interrupted,
+1 the reader of the output went away. A verb's module is imported when the verb runs, so that --help does not
+wait for torch.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from importlib import metadata
+
+from moeworks.errors import ConfigError, MoeworksError, nearest
+
+INTERRUPTED = 128 + 2
+BROKEN_PIPE = 1  # as rich does on its own
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One entry of the table of verbs."""
+
+    target: str
+    """'module:function'; the function takes argv: list[str] and returns an exit code or None."""
+    summary: str
+    """One line for --help."""
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("moeworks.cli.train:run", "train a model, or go on with --resume; writes a report"),
+    "generate": Verb("moeworks.cli.generate:run", "continue a text with a trained model"),
+    "config": Verb("moeworks.cli.config:run", "print a preset's whole config, every field explained"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `argv` (default: the process's arguments) and return the exit code.
+
+    Raises SystemExit where a verb's own parser prints its help (code 0) or refuses an option (code 2).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        code = _dispatch([word for word in argv if word != "--debug"])
+        sys.stdout.flush()
+        return code
+    except MoeworksError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"moeworks: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it exits; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"moeworks {metadata.version('moeworks')}")
+        return 0
+    if argv[0] not in VERBS:
+        raise ConfigError(f"unknown verb {argv[0]!r}; {nearest(argv[0], VERBS)}")
+    module, function = VERBS[argv[0]].target.split(":")
+    run = getattr(importlib.import_module(module), function)
+    return run(argv[1:]) or 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    return f"""usage: moeworks VERB ...
+
+Train, inspect and plan Mixture-of-Experts language models.
+
+verbs:
+{verbs}
+
+options:
+  -h, --help     this page; `moeworks VERB --help` has the options of a verb
+  --version      the version of moeworks
+  --debug        with any verb: show the traceback of an error"""

@@ -1,0 +1,63 @@
+"""What a training run shows while it runs: a live line on a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingDisplay:
+    """Loss, speed, balance and time left; and a line for each validation."""
+
+    def __init__(self, console: Console, total_steps: int, start_step: int) -> None:
+        self._console, self._total = console, total_steps
+        self._live: Progress | None = None
+        if console.is_terminal:
+            self._live = Progress(
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._live.add_task("train", total=total_steps, completed=start_step, figures="")
+
+    def __enter__(self) -> "TrainingDisplay":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        if self._live is not None:
+            self._live.update(self._task, completed=step)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Show a record of metrics.jsonl."""
+        if record["kind"] == "eval":
+            text = f"step {record['step']}: validation {record['bits_per_byte']:.4f} bits per byte"
+            self._console.print(text, highlight=False)
+        elif record["kind"] == "train":
+            figures = training_figures(record)
+            if self._live is not None:
+                self._live.update(self._task, figures=figures)
+            else:
+                left = _time_left(record, self._total)
+                self._console.print(f"step {record['step']}/{self._total}  {figures}  {left}", highlight=False)
+
+
+def training_figures(record: dict[str, Any]) -> str:
+    """loss, tokens/s and, for a MoE, the worst layer's MaxVio and all dead experts."""
+    figures = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tok/s"
+    if record["max_vio"]:
+        figures += f"  MaxVio {max(record['max_vio']):.2f}  dead {sum(record['dead_experts'])}"
+    return figures
+
+
+def _time_left(record: dict[str, Any], total_steps: int) -> str:
+    seconds = record["seconds"] / record["step"] * (total_steps - record["step"])
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"

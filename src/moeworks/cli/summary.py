@@ -1,0 +1,103 @@
+"""What a run ended with: as JSON for summary.json, and in words on the terminal."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moeworks.config.count import count_parameters
+from moeworks.evaluate.bits_per_byte import Evaluation
+from moeworks.generate.loop import generate
+from moeworks.ops.load import load_figures
+from moeworks.train.trainer import Trainer
+
+
+def summarise(trainer: Trainer, final: Evaluation, name: str) -> dict[str, Any]:
+    """The content of summary.json."""
+    config, progress = trainer.config, trainer.progress
+    counts = count_parameters(config.model)
+    return {
+        "name": name,
+        "seconds": round(progress.seconds, 2),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "parameters": {"total": counts.total, "active": counts.active},
+        "moe_layers": list(config.model.moe_layers),
+        "num_experts": config.model.router.num_routes,
+        "top_k": config.model.router.top_k,
+        "eval": {
+            "kind": "eval",
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "final": True,
+            **final.record(),
+        },
+        "domain_tokens_per_expert": final.domain_experts() if config.model.moe_layers else {},
+        "sample": {"prompt": config.train.sample_prompt, "text": _sample(trainer)},
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "device": str(trainer.world.device),
+            "processes": trainer.world.size,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Validation by domain, the router's state, and the sample."""
+    final = summary["eval"]
+    table = Table("domain", "bits per byte", "bytes", title="Validation", title_justify="left")
+    for domain, figures in sorted(final["domains"].items(), key=lambda item: -item[1]["bytes"]):
+        table.add_row(domain, f"{figures['bits_per_byte']:.3f}", f"{figures['bytes']:,}")
+    console.print(table)
+    if summary["moe_layers"]:
+        console.print(_router_table(summary))
+    console.print("\nSample:", style="bold")
+    console.print(escape(summary["sample"]["prompt"] + summary["sample"]["text"]), highlight=False)
+    parameters = summary["parameters"]
+    console.print(
+        f"\n[bold]{final['bits_per_byte']:.4f} bits per byte[/bold] on validation text after"
+        f" {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s;"
+        f" {parameters['active']:,} of {parameters['total']:,} parameters active per token",
+        highlight=False,
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _router_table(summary: dict[str, Any]) -> Table:
+    """Load of each MoE layer over the whole validation text."""
+    counts_MlE = torch.tensor(list(summary["domain_tokens_per_expert"].values()))
+    figures = load_figures(counts_MlE.sum(dim=0))
+    table = Table("layer", "MaxVio", "dead experts", "load entropy", title="Router", title_justify="left")
+    rows = zip(
+        summary["moe_layers"], figures.max_vio, figures.dead_experts, figures.load_entropy, strict=True
+    )
+    for layer, max_vio, dead, entropy in rows:
+        table.add_row(str(layer), f"{max_vio:.2f}", f"{dead} of {summary['num_experts']}", f"{entropy:.3f}")
+    return table
+
+
+def _sample(trainer: Trainer) -> str:
+    """Text after train.sample_prompt."""
+    config, tokenizer = trainer.config.train, trainer.corpus.tokenizer
+    prompt = [tokenizer.end_of_text_id, *tokenizer.encode(config.sample_prompt).tolist()]
+    trainer.model.eval()
+    ids = generate(
+        trainer.model, prompt, config.sample_tokens, seed=config.seed, stop_id=tokenizer.end_of_text_id
+    )
+    return tokenizer.decode(list(ids))

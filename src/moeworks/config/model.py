@@ -1,0 +1,339 @@
+"""The shape of a decoder, as frozen dataclasses without torch.
+
+A model is orthogonal groups (attention, mlp, router, experts, shared, capacity) under one ModelConfig.
+Another mixer (MLA, gated delta rule, ...) is another dataclass beside GQAConfig; a model family is a
+choice of values. MoEConfig is the flat union of the groups that make up one MoE layer: it inherits their
+fields, so each field has one home.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from moeworks.errors import check
+
+Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2"]
+GATED: frozenset[str] = frozenset({"swiglu", "geglu"})
+Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQAConfig:
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 4
+    """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
+    head_dim: int | None = None
+    """Width of one head; None means d_model / num_heads."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys per head before the rotation."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    mask_documents: bool = True
+    """In packed batches attention does not look across a document boundary."""
+
+    def __post_init__(self) -> None:
+        check(self.num_heads >= 1, "attention.num_heads", self.num_heads, "must be at least 1")
+        check(
+            self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
+            "attention.num_kv_heads",
+            self.num_kv_heads,
+            f"must divide num_heads = {self.num_heads}",
+        )
+        check(
+            self.head_dim is None or (self.head_dim >= 2 and self.head_dim % 2 == 0),
+            "attention.head_dim",
+            self.head_dim,
+            "must be even (rotary positions turn pairs)",
+        )
+        check(self.rope_theta > 0, "attention.rope_theta", self.rope_theta, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """The feed-forward block of the layers that are dense."""
+
+    d_ff: int = 384
+    """Hidden width of a dense feed-forward block."""
+    mlp_activation: Activation = "swiglu"
+    """swiglu and geglu are gated (three matrices); relu, gelu and relu2 are plain (two)."""
+    mlp_bias: bool = False
+    """Biases on the dense block's projections."""
+
+    def __post_init__(self) -> None:
+        check(self.d_ff >= 1, "mlp.d_ff", self.d_ff, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """How a token chooses its experts. The router computes in float32 whatever the model's dtype."""
+
+    num_experts: int = 8
+    """Routed experts with weights (E)."""
+    top_k: int = 2
+    """Experts per token (K)."""
+    num_identity_experts: int = 0
+    """Extra routes that return the token itself (zero-computation experts, LongCat-Flash section 2.1)."""
+    num_zero_experts: int = 0
+    """Extra routes that return nothing."""
+    score: Score = "softmax"
+    """From router_logits to router_probs."""
+    score_order: Literal["before_top_k", "after_top_k"] = "before_top_k"
+    """softmax over all experts and then choose, or choose and take the softmax of the chosen logits."""
+    renormalize: bool = True
+    """Divide the chosen probabilities by their sum."""
+    renormalize_eps: float = 1e-20
+    """Added to that sum: sigmoid scores can underflow to 0."""
+    routing_scale: float = 1.0
+    """Multiplies the routing weights (DeepSeek's routed_scaling_factor)."""
+    weights_on: Literal["output", "input"] = "output"
+    """Multiply the expert's output (usual) or its input (Llama 4) by the routing weight."""
+    router_bias: bool = False
+    """A trained bias on the router's logits (gpt-oss)."""
+    selection_bias: bool = False
+    """Keep an expert_bias that enters the choice of experts and never their weights (loss-free balancing)."""
+    num_groups: int = 1
+    """Groups of experts for group-limited routing (DeepSeek-V2, V3); 1 switches it off."""
+    top_k_groups: int = 1
+    """Groups that a token may use."""
+    group_score: Literal["max", "top2_sum"] = "top2_sum"
+    """A group's score: its best expert (DeepSeek-V2) or the sum of its two best (V3)."""
+    input_jitter: float = 0.0
+    """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
+    noisy_top_k: bool = False
+    """In training add N(0, 1) * softplus(x W_noise) to the logits (Shazeer et al. 2017, section 2.1)."""
+
+    @property
+    def num_routes(self) -> int:
+        """Choices that a token has: routed, identity and zero experts, in this order of ids."""
+        return self.num_experts + self.num_identity_experts + self.num_zero_experts
+
+    def __post_init__(self) -> None:
+        check(self.num_experts >= 1, "router.num_experts", self.num_experts, "must be at least 1")
+        for name in ("num_identity_experts", "num_zero_experts"):
+            check(getattr(self, name) >= 0, f"router.{name}", getattr(self, name), "must not be negative")
+        check(
+            1 <= self.top_k <= self.num_routes,
+            "router.top_k",
+            self.top_k,
+            f"must lie between 1 and the number of experts, {self.num_routes}",
+        )
+        check(
+            self.score_order == "before_top_k" or self.score == "softmax",
+            "router.score_order",
+            self.score_order,
+            f"differs from before_top_k only for softmax; {self.score} scores each expert alone",
+        )
+        check(
+            self.top_k > 1
+            or self.num_routes == 1
+            or not (self.renormalize or self.score_order == "after_top_k"),
+            "router.top_k",
+            1,
+            "with renormalize or score_order = 'after_top_k' every routing weight is 1 and the router gets no"
+            " gradient; set router.renormalize to False and score_order to 'before_top_k'",
+        )
+        check(
+            self.renormalize_eps >= 0,
+            "router.renormalize_eps",
+            self.renormalize_eps,
+            "must not be negative",
+        )
+        check(0 <= self.input_jitter < 1, "router.input_jitter", self.input_jitter, "must lie in [0, 1)")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        groups, keep, routes = self.num_groups, self.top_k_groups, self.num_routes
+        check(
+            groups >= 1 and routes % groups == 0,
+            "router.num_groups",
+            groups,
+            f"must divide the number of experts, {routes}",
+        )
+        check(
+            1 <= keep <= groups, "router.top_k_groups", keep, f"must lie between 1 and num_groups = {groups}"
+        )
+        check(
+            self.top_k <= keep * (routes // groups),
+            "router.top_k",
+            self.top_k,
+            f"exceeds the {keep * (routes // groups)} experts in top_k_groups = {keep} groups",
+        )
+        check(
+            groups == 1 or self.group_score == "max" or routes // groups >= 2,
+            "router.group_score",
+            self.group_score,
+            "needs at least two experts in a group",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """The routed experts: small feed-forward blocks of equal shape."""
+
+    d_expert: int = 128
+    """Hidden width of one expert (F)."""
+    activation: Activation = "swiglu"
+    """As mlp_activation, for the experts and the shared experts."""
+    expert_linear_bias: bool = False
+    """Biases inside the experts (gpt-oss); the output bias is weighted like the output."""
+
+    def __post_init__(self) -> None:
+        check(self.d_expert >= 1, "experts.d_expert", self.d_expert, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedExpertsConfig:
+    """Experts that every token visits (DeepSeekMoE section 3.2)."""
+
+    num_shared_experts: int = 0
+    """Computed as one block of num_shared_experts times the width."""
+    d_shared: int | None = None
+    """Hidden width of one shared expert; None means d_expert."""
+    shared_token_gate: bool = False
+    """Multiply their output by sigmoid(x w) per token (Qwen2-MoE)."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.num_shared_experts >= 0,
+            "shared.num_shared_experts",
+            self.num_shared_experts,
+            "must not be negative",
+        )
+        check(
+            self.d_shared is None or self.d_shared >= 1,
+            "shared.d_shared",
+            self.d_shared,
+            "must be at least 1, or None for d_expert",
+        )
+        check(
+            self.num_shared_experts > 0 or not self.shared_token_gate,
+            "shared.shared_token_gate",
+            self.shared_token_gate,
+            "needs num_shared_experts >= 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityConfig:
+    """A limit on the tokens of one expert. None, the default, is dropless: nothing is ever dropped."""
+
+    capacity_factor: float | None = None
+    """In training an expert takes at most ceil(factor * T * K / E) assignments."""
+    eval_capacity_factor: float | None = None
+    """The same in evaluation."""
+    min_capacity: int = 1
+    """A lower bound on that limit; the number of tokens is the upper one."""
+    drop_policy: Literal["position", "probability"] = "position"
+    """Over the limit, later tokens go first, or those with the smallest routing probability."""
+
+    def __post_init__(self) -> None:
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"capacity.{name}", value, "must be positive, or None for dropless")
+        check(self.min_capacity >= 1, "capacity.min_capacity", self.min_capacity, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig(RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig):
+    """One MoE layer: the fields of its router, experts, shared experts and capacity, flat.
+
+    >>> MoEConfig(d_model=512, d_expert=256, num_experts=32, top_k=4).num_routes
+    32
+    """
+
+    d_model: int
+    """Width of the tokens that enter and leave the layer (D)."""
+
+    def __post_init__(self) -> None:
+        check(self.d_model >= 1, "d_model", self.d_model, "must be at least 1")
+        for group in (RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig):
+            group.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPatternConfig:
+    """Which layers hold a MoE; the others hold a dense block."""
+
+    first_dense: int = 0
+    """The first n layers are dense (DeepSeek's first_k_dense_replace)."""
+    every: int = 1
+    """Of the rest every n-th is a MoE, counted so that the n-th is the first (Qwen's decoder_sparse_step)."""
+    explicit: tuple[int, ...] | None = None
+    """The MoE layers by index; overrides the two above. An empty list makes a dense model."""
+
+    def moe_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Indices of the MoE layers of a model with `num_layers` layers, ascending."""
+        if self.explicit is not None:
+            return tuple(sorted(self.explicit))
+        rest = range(self.first_dense, num_layers)
+        return tuple(i for n, i in enumerate(rest, 1) if n % self.every == 0)
+
+    def __post_init__(self) -> None:
+        check(self.first_dense >= 0, "pattern.first_dense", self.first_dense, "must not be negative")
+        check(self.every >= 1, "pattern.every", self.every, "must be at least 1")
+        chosen = self.explicit or ()
+        check(len(set(chosen)) == len(chosen), "pattern.explicit", chosen, "names a layer twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only language model."""
+
+    vocab_size: int = 2048
+    """Tokens in the vocabulary (V)."""
+    d_model: int = 128
+    """Width of the residual stream (D)."""
+    num_layers: int = 4
+    """Decoder layers."""
+    max_seq_len: int = 1024
+    """Longest sequence; rotary tables have this length."""
+    tie_embeddings: bool = True
+    """The output projection is the embedding."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    attention: GQAConfig = field(default_factory=GQAConfig)
+    pattern: LayerPatternConfig = field(default_factory=LayerPatternConfig)
+    mlp: MLPConfig = field(default_factory=MLPConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    shared: SharedExpertsConfig = field(default_factory=SharedExpertsConfig)
+    capacity: CapacityConfig = field(default_factory=CapacityConfig)
+
+    @property
+    def moe(self) -> MoEConfig:
+        """The config of this model's MoE layers."""
+        groups = (self.router, self.experts, self.shared, self.capacity)
+        values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+        return MoEConfig(d_model=self.d_model, **values)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that hold a MoE."""
+        return self.pattern.moe_layers(self.num_layers)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head (P)."""
+        return self.attention.head_dim or self.d_model // self.attention.num_heads
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "max_seq_len"):
+            check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+        heads = self.attention.num_heads
+        check(
+            self.attention.head_dim is not None or self.d_model % (2 * heads) == 0,
+            "model.d_model",
+            self.d_model,
+            f"must be a multiple of 2 * num_heads = {2 * heads} unless attention.head_dim is given",
+        )
+        layers = self.moe_layers
+        check(
+            all(0 <= i < self.num_layers for i in layers),
+            "model.pattern.explicit",
+            layers,
+            f"names a layer outside 0 .. {self.num_layers - 1}",
+        )

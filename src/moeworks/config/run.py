@@ -1,0 +1,188 @@
+"""A training run: data, model, balance, optimizer and loop."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moeworks.config.balance import BalanceConfig
+from moeworks.config.model import ModelConfig
+from moeworks.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """How files become documents, and documents tokens."""
+
+    tokenizer: str = "bpe"
+    """'bpe' trains one of model.vocab_size on the corpus, 'bytes' is built in, else a tokenizer.json."""
+    text_field: str = "text"
+    """Field (jsonl) or column (parquet, Hugging Face) with the text."""
+    domain_field: str | None = None
+    """Field with the domain label; without it the top folder, or the suffix, is the domain."""
+    validation_fraction: float = 0.05
+    """Share of documents held out, chosen by a hash of their content."""
+    cache_dir: str | None = None
+    """Where tokenised shards are kept; None means ~/.cache/moeworks."""
+
+    def __post_init__(self) -> None:
+        check(
+            0 < self.validation_fraction < 1,
+            "corpus.validation_fraction",
+            self.validation_fraction,
+            "must lie between 0 and 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """muon for the hidden matrices (every expert's on its own) and adamw for the rest, or adamw for all."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the matrices under muon; updates have RMS 0.2 * lr, as AdamW's would."""
+    lr: float = 3e-3
+    """Peak learning rate of everything under adamw."""
+    weight_decay: float = 0.01
+    """Decoupled decay, on matrices only: not on norms, biases, embeddings or routers."""
+    momentum: float = 0.95
+    """Nesterov momentum of muon."""
+    newton_schulz_steps: int = 5
+    """Iterations of muon's orthogonalisation."""
+    beta1: float = 0.9
+    """First-moment decay of adamw."""
+    beta2: float = 0.95
+    """Second-moment decay of adamw."""
+    eps: float = 1e-8
+    """Epsilon of adamw."""
+    schedule: Literal["cosine", "wsd", "constant"] = "wsd"
+    """After the warm-up: a cosine to final_fraction, or stable and then a linear decay, or constant."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.5
+    """Share of the steps that the decay of wsd takes, at the end."""
+    final_fraction: float = 0.0
+    """Learning rate at the end as a share of the peak."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "lr", "eps"):
+            check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be positive")
+        for name in ("momentum", "beta1", "beta2"):
+            check(
+                0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "must lie in [0, 1)"
+            )
+        for name in ("decay_fraction", "final_fraction"):
+            check(
+                0 <= getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "must lie in [0, 1]"
+            )
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must not be negative")
+        steps = self.newton_schulz_steps
+        check(steps >= 1, "optimizer.newton_schulz_steps", steps, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 300
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Sequences per optimizer step, over all ranks and accumulation steps."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step; batch_size divides by accumulation * ranks."""
+    seq_len: int = 256
+    """Tokens per sequence."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16 is autocast over float32 weights; float64 is for tests."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    seed: int = 0
+    """Seed of the weights, of the data order and of the router's noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; None leaves the choice to torch."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 100
+    """Steps between validations; one more runs at the end."""
+    eval_tokens: int | None = 65_536
+    """Tokens of a periodic validation, spread evenly; None and the last one take all of them."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one more is written at the end."""
+    keep_last: int = 2
+    """Checkpoints that stay, beside the best one by validation loss."""
+    sample_prompt: str = "def "
+    """Prompt of the sample that the model writes at the end."""
+    sample_tokens: int = 200
+    """Length of that sample."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """More places for the metrics, beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "batch_size", "accumulation", "seq_len", "log_every", "eval_every", "checkpoint_every", "keep_last",
+        ):  # fmt: skip
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        check(
+            self.batch_size % self.accumulation == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"must be a multiple of accumulation = {self.accumulation}",
+        )
+        check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "must be at least 1")
+        check(self.sample_tokens >= 0, "train.sample_tokens", self.sample_tokens, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one training run depends on."""
+
+    data: tuple[str, ...] = ("stdlib:",)
+    """Files, folders and globs; 'stdlib:' is Python's own library, 'hf:NAME' a Hugging Face dataset."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check(len(self.data) > 0, "data", self.data, "names no text to train on")
+        check(
+            self.train.seq_len <= self.model.max_seq_len,
+            "train.seq_len",
+            self.train.seq_len,
+            f"exceeds model.max_seq_len = {self.model.max_seq_len}",
+        )
+        self._check_balance()
+
+    def _check_balance(self) -> None:
+        router, balance = self.model.router, self.balance
+        check(
+            balance.bias_rule == "none" or router.selection_bias,
+            "balance.bias_rule",
+            balance.bias_rule,
+            "needs model.router.selection_bias = True: there is no expert_bias to move",
+        )
+        check(
+            balance.load_coef == 0 or router.noisy_top_k,
+            "balance.load_coef",
+            balance.load_coef,
+            "needs model.router.noisy_top_k = True: the smooth load is a probability over that noise",
+        )
+        check(
+            router.num_routes % balance.num_devices == 0,
+            "balance.num_devices",
+            balance.num_devices,
+            f"must divide the number of experts, {router.num_routes}",
+        )
+        check(
+            balance.communication_coef == 0 or router.num_groups in (1, balance.num_devices),
+            "balance.num_devices",
+            balance.num_devices,
+            f"must equal router.num_groups = {router.num_groups}: its groups are the devices",
+        )

@@ -1,0 +1,111 @@
+"""Bits per byte on validation documents, overall and per domain, and where each domain's tokens went."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeworks.data.batches import Batch
+from moeworks.data.validation import ValidationSet
+from moeworks.models.decoder import Decoder
+from moeworks.ops.routing import Routing, count_assignments
+from moeworks.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over a validation set; M domains."""
+
+    domains: tuple[str, ...]
+    nats_M: list[float]
+    """Summed cross-entropy per domain."""
+    tokens_M: list[int]
+    """Predicted tokens per domain."""
+    bytes_M: list[int]
+    """UTF-8 bytes of text per domain."""
+    tokens_per_expert_MlE: list[list[list[int]]]
+    """Assignments per domain, MoE layer and expert; layers are missing in a dense model."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return sum(self.nats_M) / max(sum(self.tokens_M), 1)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total nats / ln 2 / total bytes: comparable between tokenizers."""
+        return _bits_per_byte(sum(self.nats_M), sum(self.bytes_M))
+
+    def record(self) -> dict[str, Any]:
+        """The figures of an eval line of metrics.jsonl; domains without text are left out."""
+        domains = {
+            name: {"bits_per_byte": _bits_per_byte(nats, size), "bytes": size, "tokens": tokens}
+            for name, nats, size, tokens in zip(
+                self.domains, self.nats_M, self.bytes_M, self.tokens_M, strict=True
+            )
+            if tokens
+        }
+        return {"loss": self.loss, "bits_per_byte": self.bits_per_byte, "domains": domains}
+
+    def domain_experts(self) -> dict[str, list[list[int]]]:
+        """Assignments [layers][E] of each domain that has text."""
+        table = zip(self.domains, self.tokens_per_expert_MlE, self.tokens_M, strict=True)
+        return {name: counts for name, counts, tokens in table if tokens}
+
+
+@torch.no_grad()
+def evaluate(
+    model: Decoder, validation: ValidationSet, domains: tuple[str, ...], world: World | None = None
+) -> Evaluation:
+    """Evaluate `model` on every token of `validation`; the batches are shared out over the ranks of `world`.
+
+    Routing is counted in evaluation mode; no training state is touched.
+    """
+    world = world or World(device=next(model.parameters()).device)
+    config = model.config
+    experts = config.router.num_routes
+    nats = torch.zeros(len(domains), dtype=torch.float64, device=world.device)
+    tokens = torch.zeros(len(domains), dtype=torch.int64, device=world.device)
+    counts = tokens.new_zeros(len(domains), len(config.moe_layers), experts)
+    was_training = model.training
+    model.eval()
+    for number, batch in enumerate(validation.batches()):
+        if number % world.size == world.rank:
+            batch = batch.to(world.device)
+            output = model(
+                batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL
+            )
+            _add_losses(nats, tokens, output.logits_BLV, batch)
+            _add_counts(counts, output.routings, batch)
+    model.train(was_training)
+    for total in (nats, tokens, counts):
+        world.sum_(total)
+    sizes = [int(size) for size in validation.bytes_per_domain]
+    return Evaluation(domains, nats.tolist(), tokens.tolist(), sizes, counts.tolist())
+
+
+def _add_losses(nats_M: Tensor, tokens_M: Tensor, logits_BLV: Tensor, batch: Batch) -> None:
+    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none").double()
+    valid = batch.valid_BL.flatten()
+    domains = batch.domain_ids_BL.flatten()[valid]
+    nats_M.index_add_(0, domains, losses[valid])
+    tokens_M.index_add_(0, domains, torch.ones_like(domains))
+
+
+def _add_counts(counts_MlE: Tensor, routings: Sequence[Routing], batch: Batch) -> None:
+    """Count per domain by giving each domain a range of ids of its own."""
+    domains_T1 = batch.domain_ids_BL.reshape(-1, 1)
+    num_domains, _, experts = counts_MlE.shape
+    for layer, routing in enumerate(routings):
+        ids_TK = routing.expert_ids_TK + domains_T1 * experts
+        flat = count_assignments(ids_TK, num_domains * experts, batch.valid_BL.flatten())
+        counts_MlE[:, layer] += flat.view(num_domains, experts)
+
+
+def _bits_per_byte(nats: float, size: int) -> float:
+    return nats / math.log(2) / max(size, 1)

@@ -1,0 +1,1 @@
+"""nn.Modules of a decoder. Single-device code: parallelism is applied from outside."""

@@ -1,0 +1,58 @@
+"""The routed experts' parameters, stacked."""
+
+import torch
+from torch import Tensor, nn
+
+from moeworks.config.model import GATED, MoEConfig
+from moeworks.layers.init import init_matrix_
+from moeworks.ops.backends import Backend, choose_backend, run_experts
+from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.routing import Routing
+
+
+class Experts(nn.Module):
+    """E feed-forward blocks as stacked matrices: [E, 2F, D] or [E, F, D], and [E, D, F]."""
+
+    def __init__(self, config: MoEConfig, backend: Backend = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend: Backend = backend
+        E, F, D = config.num_experts, config.d_expert, config.d_model
+        rows = 2 * F if config.activation in GATED else F
+        up = nn.Parameter(torch.empty(E, rows, D))
+        up_bias = nn.Parameter(torch.empty(E, rows)) if config.expert_linear_bias else None
+        name = "gate_up" if config.activation in GATED else "up"
+        self._up_names = (f"{name}_proj", f"{name}_bias")
+        self.register_parameter(self._up_names[0], up)
+        self.register_parameter(self._up_names[1], up_bias)
+        self.down_proj = nn.Parameter(torch.empty(E, D, F))
+        self.down_bias = nn.Parameter(torch.empty(E, D)) if config.expert_linear_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each expert as a dense block of its width, all different; biases 0."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("_bias"):
+                nn.init.zeros_(parameter)
+            else:
+                init_matrix_(parameter)
+
+    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for."""
+        x_TD, weights = self._inputs(x_TD)
+        return run_experts(x_TD, routing, weights, self.backend)
+
+    def explain_backend(self, x_TD: Tensor) -> str:
+        """Which backend would serve this input, and why."""
+        name, reason = choose_backend(*self._inputs(x_TD), self.backend)
+        return f"{name}: {reason}"
+
+    def _inputs(self, x_TD: Tensor) -> tuple[Tensor, ExpertWeights]:
+        """The input and the weights in one dtype: autocast does not reach into custom operators."""
+        device = x_TD.device.type
+        dtype = self.down_proj.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        up, up_bias = (getattr(self, name) for name in self._up_names)
+        cast = (t if t is None else t.to(dtype) for t in (up, self.down_proj, up_bias, self.down_bias))
+        return x_TD.to(dtype), ExpertWeights(*cast, self.config.activation, self.config.weights_on)

@@ -1,0 +1,24 @@
+"""The dense feed-forward block."""
+
+from torch import Tensor, nn
+
+from moeworks.config.model import GATED, Activation
+from moeworks.ops.activations import activate
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))); gated activations hold gate and up in one matrix, gate rows first."""
+
+    def __init__(self, d_model: int, d_ff: int, activation: Activation, *, bias: bool = False) -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        if activation in GATED:
+            self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=bias)
+        else:
+            self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        up = self.gate_up_proj if self.activation in GATED else self.up_proj
+        return self.down_proj(activate(up(x), self.activation))

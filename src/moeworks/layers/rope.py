@@ -1,0 +1,18 @@
+"""Rotary position embedding (Su et al. 2021), half-split style: the first half of a head pairs the second."""
+
+import torch
+from torch import Tensor
+
+
+def rope_table(max_seq_len: int, head_dim: int, theta: float) -> Tensor:
+    """float32 [2, max_seq_len, P/2]: cosines and sines of position * theta^(-2i/P)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def apply_rope(x_BHLP: Tensor, table_2LP: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + P/2}); the angles are those of the L positions in the table."""
+    cos, sin = table_2LP.to(x_BHLP.dtype)
+    first, second = x_BHLP.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

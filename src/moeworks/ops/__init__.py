@@ -1,0 +1,1 @@
+"""Pure tensor functions: routing, dispatch, experts and losses. No modules, no state."""

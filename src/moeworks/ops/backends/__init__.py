@@ -1,0 +1,62 @@
+"""The table of expert backends. Each module has `refusal(x, experts)` and `run(x, routing, experts)`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from moeworks.errors import ConfigError, check
+from moeworks.ops.backends import grouped_mm, reference, sorted
+from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.routing import Routing
+
+Backend = Literal["auto", "reference", "sorted", "grouped_mm"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    refusal: Callable[[Tensor, ExpertWeights], str | None]
+    run: Callable[[Tensor, Routing, ExpertWeights], Tensor]
+
+
+BACKENDS: dict[str, _Entry] = {
+    "reference": _Entry(reference.refusal, reference.run),
+    "sorted": _Entry(sorted.refusal, sorted.run),
+    "grouped_mm": _Entry(grouped_mm.refusal, grouped_mm.run),
+}
+
+
+def run_experts(
+    x_TD: Tensor, routing: Routing, experts: ExpertWeights, backend: Backend = "auto"
+) -> Tensor:
+    """y [T, D], the weighted sum of the routed experts' outputs, in the dtype of x.
+
+    Raises ConfigError when `backend` names one that cannot serve the input, with its reason.
+    """
+    if x_TD.shape[0] == 0:
+        # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
+        return x_TD * sum(w.sum() for w in _tensors(experts))
+    name, _ = choose_backend(x_TD, experts, backend)
+    return BACKENDS[name].run(x_TD, routing, experts)
+
+
+def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "auto") -> tuple[str, str]:
+    """The name of the backend that will serve, and why."""
+    if backend != "auto":
+        check(backend in BACKENDS, "backend", backend, f"known: auto, {', '.join(BACKENDS)}")
+        reason = BACKENDS[backend].refusal(x_TD, experts)
+        if reason is not None:
+            raise ConfigError(f"backend = {backend!r}: {reason}")
+        return backend, "it was asked for"
+    if not x_TD.is_cuda:
+        return "sorted", "on the CPU one product per expert, each written in place, is fastest"
+    reason = grouped_mm.refusal(x_TD, experts)
+    if reason is None:
+        return "grouped_mm", "on CUDA one grouped kernel serves all experts"
+    return "sorted", f"grouped_mm refuses: {reason}"
+
+
+def _tensors(experts: ExpertWeights) -> list[Tensor]:
+    tensors = (experts.up_proj, experts.down_proj, experts.up_bias, experts.down_bias)
+    return [t for t in tensors if t is not None]

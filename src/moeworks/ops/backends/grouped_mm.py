@@ -1,0 +1,57 @@
+"""torch's grouped matrix product: one kernel for all experts, the choice on CUDA."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeworks.ops.activations import activate
+from moeworks.ops.dispatch import dispatch
+from moeworks.ops.experts import ExpertWeights, masked_weights
+from moeworks.ops.routing import Routing
+
+_ALIGNMENT = 16  # bytes that the kernel wants a row's stride to be a multiple of
+
+
+def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
+    """Why grouped_mm cannot serve this input, or None."""
+    if x_TD.dtype == torch.float64:
+        return "torch.nn.functional.grouped_mm has no float64"
+    if x_TD.is_cuda and x_TD.dtype != torch.bfloat16:
+        return f"on CUDA grouped_mm is fast only in bfloat16, the input is {x_TD.dtype}"
+    for width in (experts.down_proj.shape[1], experts.down_proj.shape[2]):
+        if width * x_TD.element_size() % _ALIGNMENT:
+            return f"a width of {width} in {x_TD.dtype} is not a multiple of {_ALIGNMENT} bytes"
+    return None
+
+
+def run(x_TD: Tensor, routing: Routing, experts: ExpertWeights) -> Tensor:
+    """y [T, D]; shapes depend on T and K alone, so it compiles without a graph break."""
+    plan = dispatch(routing, experts.num_experts)
+    top_k = routing.top_k
+    offsets = plan.rows_per_expert_E.cumsum(0).to(torch.int32)
+    # grouped_mm leaves the rows behind the last offset uninitialised: 0 * NaN would spread (pitfall 29).
+    computed_N1 = (torch.arange(plan.order_N.numel(), device=x_TD.device) < offsets[-1]).unsqueeze(1)
+    weight_N1 = masked_weights(routing).to(x_TD.dtype).reshape(-1)[plan.order_N].unsqueeze(1)
+    expert_N = torch.searchsorted(offsets, torch.arange(plan.order_N.numel(), device=x_TD.device), right=True)
+    expert_N = expert_N.clamp(max=experts.num_experts - 1)
+    x = x_TD[plan.order_N // top_k]
+    if experts.weights_on == "input":
+        x = x * weight_N1
+    hidden = _grouped(x, experts.up_proj, offsets, computed_N1)
+    if experts.up_bias is not None:
+        hidden = hidden + experts.up_bias[expert_N]
+    out = _grouped(activate(hidden, experts.activation), experts.down_proj, offsets, computed_N1)
+    if experts.down_bias is not None:
+        out = out + experts.down_bias[expert_N]
+    out = out.masked_fill(~computed_N1, 0.0)
+    if experts.weights_on == "output":
+        out = out * weight_N1
+    return out[plan.inverse_N].view(-1, top_k, x_TD.shape[1]).sum(dim=1)
+
+
+def _grouped(x: Tensor, weight: Tensor, offsets: Tensor, computed_N1: Tensor) -> Tensor:
+    """x @ weight[e].T for each expert's rows, 0 in the rows that no expert computes."""
+    # The gradient of x has such rows too: masking x as well keeps them out of what came before.
+    x = x.masked_fill(~computed_N1, 0.0)
+    product = F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
+    return product.masked_fill(~computed_N1, 0.0)

@@ -1,0 +1,96 @@
+"""Moving tokens to experts: capacity, and the order in which assignments are computed."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from moeworks.config.model import CapacityConfig
+from moeworks.ops.routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatch:
+    """Assignments sorted by expert. Those that no expert computes come last."""
+
+    order_N: Tensor
+    """int64: position in the sorted order -> assignment (token * K + slot)."""
+    inverse_N: Tensor
+    """int64: assignment -> position in the sorted order."""
+    rows_per_expert_E: Tensor
+    """int64, of the routed experts only: rows that each computes."""
+
+
+def dispatch(routing: Routing, num_experts: int) -> Dispatch:
+    """Sort the assignments that one of the `num_experts` routed experts computes by expert id.
+
+    The sort is stable: within an expert tokens keep their order, so results repeat.
+    """
+    ids_TK = routing.expert_ids_TK.clamp(max=num_experts)
+    if routing.kept_TK is not None:
+        ids_TK = ids_TK.masked_fill(~routing.kept_TK, num_experts)
+    ids_N = ids_TK.reshape(-1)
+    order_N = ids_N.argsort(stable=True)
+    inverse_N = _scatter(order_N, torch.arange(order_N.numel(), device=order_N.device))
+    rows = torch.zeros(num_experts + 1, dtype=torch.int64, device=ids_N.device)
+    rows = rows.scatter_add(0, ids_N, torch.ones_like(ids_N))
+    return Dispatch(order_N, inverse_N, rows[:num_experts])
+
+
+def apply_capacity(routing: Routing, config: CapacityConfig, *, training: bool) -> Routing:
+    """The routing with `kept_TK` set: padding is never computed, and experts over capacity drop.
+
+    Capacity is ceil(factor * T * K / E) (Switch, section 2.2) over the T valid tokens, at least
+    min_capacity; since a token chooses an expert once, it never binds above T. By position, later tokens
+    (then later slots) are dropped; by probability, those with the smallest router probability.
+    """
+    factor = config.capacity_factor if training else config.eval_capacity_factor
+    valid_TK = None
+    if routing.valid_T is not None:
+        valid_TK = routing.valid_T[:, None].expand_as(routing.expert_ids_TK)
+    if factor is None:
+        return replace(routing, kept_TK=valid_TK)
+    capacity = _capacity(routing, factor, config.min_capacity)
+    kept_TK = _rank_in_expert(routing, config.drop_policy) < capacity
+    return replace(routing, kept_TK=kept_TK if valid_TK is None else kept_TK & valid_TK)
+
+
+def _capacity(routing: Routing, factor: float, min_capacity: int) -> int | Tensor:
+    """The limit; a tensor when the number of valid tokens is one, so that nothing waits for the device."""
+    share = factor * routing.top_k / routing.num_experts
+    tokens = routing.expert_ids_TK.shape[0]
+    if routing.valid_T is None:
+        return min(max(_ceil(share * tokens), min_capacity), tokens)
+    exact = (routing.num_tokens.double() * share - _ROUNDING).ceil().long()
+    return torch.minimum(exact.clamp(min=min_capacity), routing.num_tokens)
+
+
+_ROUNDING = 1e-9  # 1.1 * 10 is 11.000000000000002: not a reason for a 12th row
+
+
+def _ceil(value: float) -> int:
+    return math.ceil(value - _ROUNDING)
+
+
+def _rank_in_expert(routing: Routing, drop_policy: str) -> Tensor:
+    """int64 [T, K]: how many assignments to the same expert come before each one. Padding comes last."""
+    ids_N = routing.expert_ids_TK.reshape(-1)
+    priority_N = torch.arange(ids_N.numel(), device=ids_N.device)
+    if drop_policy == "probability":
+        chosen_N = routing.router_probs_TE.detach().gather(1, routing.expert_ids_TK).reshape(-1)
+        priority_N = chosen_N.argsort(descending=True, stable=True)
+    if routing.valid_T is not None:
+        padding_N = (~routing.valid_T).repeat_interleave(routing.top_k)
+        priority_N = priority_N[padding_N[priority_N].to(torch.int8).argsort(stable=True)]
+    order_N = priority_N[ids_N[priority_N].argsort(stable=True)]
+    sorted_ids_N = ids_N[order_N]
+    first_N = torch.searchsorted(sorted_ids_N, sorted_ids_N)
+    rank_N = _scatter(order_N, torch.arange(order_N.numel(), device=ids_N.device) - first_N)
+    return rank_N.view_as(routing.expert_ids_TK)
+
+
+def _scatter(order_N: Tensor, values_N: Tensor) -> Tensor:
+    """The permutation that puts values_N[i] at order_N[i]."""
+    # Not empty_like and an indexed assignment: torch 2.13's inductor may read that buffer before it is written.
+    return torch.zeros_like(values_N).scatter(0, order_N, values_N)

@@ -1,0 +1,226 @@
+"""Balance losses and the loss-free bias, as functions of Routing.
+
+Every balance loss is 1.0 at perfect balance and larger otherwise, for one layer; `balance_losses` averages
+over layers (pooling layers first hides collapse). Loads count valid tokens before any are dropped, from the
+choice without expert_bias, and carry no gradient; probabilities are normalised over experts and carry it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeworks.config.balance import BalanceConfig
+from moeworks.errors import check
+from moeworks.ops.routing import Routing, count_assignments, stable_top_k
+
+_TINY = 1e-20
+
+
+def load_counts(routing: Routing) -> Tensor:
+    """int64 [E]: assignments per expert as the losses count them, without the influence of expert_bias."""
+    ids_TK = routing.expert_ids_TK if routing.unbiased_ids_TK is None else routing.unbiased_ids_TK
+    return count_assignments(ids_TK, routing.num_experts, routing.valid_T)
+
+
+def switch_loss(routing: Routing, counts_E: Tensor | None = None) -> Tensor:
+    """E * sum_e f_e P_e, f the share of assignments and P the mean probability (Switch, eqs. 4 to 6).
+
+    With `counts_E` taken over the global batch it is the global-batch loss of Qiu et al. 2025 (section 3).
+    f sums to 1, also for top_k > 1.
+    """
+    load_E = _share(load_counts(routing) if counts_E is None else counts_E, routing)
+    return routing.num_experts * (load_E * mean_probs(routing)).sum()
+
+
+def sequence_loss(routing: Routing) -> Tensor:
+    """The sequence-wise loss of DeepSeek-V3 (section 2.1.2, eqs. 17 to 20), without its alpha.
+
+    f_e counts TopK of the raw scores. Sequences are weighted by their valid tokens, which for sequences of
+    equal length is the paper's mean; that keeps it independent of packing and of micro-batching.
+    """
+    probs_TE = _normalised_probs(routing)
+    chosen_TE = torch.zeros_like(probs_TE, dtype=torch.bool)
+    chosen_TE.scatter_(1, stable_top_k(routing.router_probs_TE.detach(), routing.top_k), True)
+    valid_T = _valid(routing)
+    if routing.sequence_ids_T is None:
+        ids_T = torch.zeros_like(valid_T, dtype=torch.int64)
+    else:
+        ids_T = torch.unique(routing.sequence_ids_T, return_inverse=True)[1]
+    sequences = int(ids_T.max()) + 1 if ids_T.numel() else 0
+    sums = partial(_sum_by, ids_T, sequences)
+    tokens_S1 = sums(valid_T[:, None]).clamp(min=1)
+    f_SE = sums(chosen_TE * valid_T[:, None]) * (routing.num_experts / routing.top_k) / tokens_S1
+    p_SE = sums(probs_TE * valid_T[:, None]) / tokens_S1
+    per_sequence_S = (f_SE * p_SE).sum(dim=1)
+    return (per_sequence_S * tokens_S1.squeeze(1)).sum() / valid_T.sum().clamp(min=1)
+
+
+def device_loss(routing: Routing, num_devices: int) -> Tensor:
+    """The device-level loss of DeepSeek-V2 (section 2.2.3, eqs. 24 to 26), without its alpha.
+
+    Device d holds the d-th of `num_devices` equal runs of experts; f'_d is the mean of f over them, P'_d the
+    sum of P.
+    """
+    check_devices(routing, num_devices)
+    f_E = routing.num_experts * _share(load_counts(routing), routing)
+    f_d = f_E.view(num_devices, -1).mean(dim=1)
+    return (f_d * mean_probs(routing).view(num_devices, -1).sum(dim=1)).sum()
+
+
+def communication_loss(routing: Routing, num_devices: int) -> Tensor:
+    """The communication-level loss of DeepSeek-V2 (section 2.2.3, eqs. 27 to 29), without its alpha.
+
+    f''_d is D / (M T) times the tokens sent to device d. M here is the mean number of devices that a token
+    reaches: where every token uses the paper's limit they are the same, and 1.0 means balanced in any case.
+    """
+    check_devices(routing, num_devices)
+    valid_T = _valid(routing)
+    ids_TK = routing.expert_ids_TK if routing.unbiased_ids_TK is None else routing.unbiased_ids_TK
+    sent_Td = torch.zeros(ids_TK.shape[0], num_devices, dtype=valid_T.dtype, device=ids_TK.device)
+    sent_Td.scatter_(1, ids_TK // (routing.num_experts // num_devices), 1.0)
+    sent_d = (sent_Td * valid_T[:, None]).sum(dim=0)
+    f_d = num_devices * sent_d / sent_d.sum().clamp(min=_TINY)
+    return (f_d * mean_probs(routing).view(num_devices, -1).sum(dim=1)).sum()
+
+
+def entropy_loss(routing: Routing) -> Tensor:
+    """2 - H(q) / log E with q the mean probability: 1 when q is uniform, 2 when one expert has it all."""
+    q_E = mean_probs(routing)
+    if routing.num_experts == 1:
+        return q_E.sum()
+    entropy = torch.special.entr(q_E).sum()
+    return 2 - entropy / torch.log(torch.tensor(float(routing.num_experts), device=q_E.device))
+
+
+def importance_loss(routing: Routing) -> Tensor:
+    """1 + CV^2 of the summed probabilities (Shazeer et al. 2017, section 4, eq. 7), = E * sum_e q_e^2."""
+    return routing.num_experts * mean_probs(routing).square().sum()
+
+
+def load_loss(routing: Routing) -> Tensor:
+    """1 + CV^2 of the smooth load (Shazeer et al. 2017, appendix A): needs the noise of noisy top-k.
+
+    The load of e is sum_t Phi((clean_e - kth) / std_e): kth is the k-th largest noisy logit but e's own.
+    """
+    if routing.clean_logits_TE is None or routing.noise_std_TE is None:
+        # Evaluation adds no noise; the load is then what it is.
+        return _cv2_plus_1(load_counts(routing).to(routing.router_probs_TE.dtype))
+    if routing.top_k == routing.num_experts:
+        return routing.router_probs_TE.new_ones(())
+    best = routing.router_logits_TE.topk(routing.top_k + 1, dim=1).values
+    inside_TE = routing.router_logits_TE > best[:, -1:]
+    threshold_TE = torch.where(inside_TE, best[:, -1:], best[:, -2:-1])
+    margin_TE = (routing.clean_logits_TE - threshold_TE) / routing.noise_std_TE
+    smooth_TE = torch.special.ndtr(margin_TE) * _valid(routing)[:, None]
+    return _cv2_plus_1(smooth_TE.sum(dim=0))
+
+
+def router_z_loss(routing: Routing) -> Tensor:
+    """mean_t (logsumexp_e logits)^2 (ST-MoE, section 3.3, eq. 5). Best value 0."""
+    valid_T = _valid(routing)
+    return (routing.router_logits_TE.logsumexp(dim=1).square() * valid_T).sum() / valid_T.sum().clamp(min=1)
+
+
+def balance_losses(
+    routings: Sequence[Routing], config: BalanceConfig, global_counts_lE: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The losses whose coefficient is not 0, by name, each the mean over layers, not yet multiplied.
+
+    Args:
+        routings: one per MoE layer.
+        config: the coefficients.
+        global_counts_lE: [layers, E] assignments over all ranks and micro-batches of the step, for the
+            global-batch loss; None means that this batch is the whole step.
+
+    Raises ConfigError when gradients are on but a layer's probabilities carry none.
+    """
+    layers = list(enumerate(routings))
+    functions: dict[str, Callable[[int, Routing], Tensor]] = {
+        "switch": lambda i, r: switch_loss(r),
+        "global_batch": lambda i, r: switch_loss(r, None if global_counts_lE is None else global_counts_lE[i]),
+        "sequence": lambda i, r: sequence_loss(r),
+        "device": lambda i, r: device_loss(r, config.num_devices),
+        "communication": lambda i, r: communication_loss(r, config.num_devices),
+        "entropy": lambda i, r: entropy_loss(r),
+        "importance": lambda i, r: importance_loss(r),
+        "load": lambda i, r: load_loss(r),
+        "z": lambda i, r: router_z_loss(r),
+    }
+    active = {name: f for name, f in functions.items() if getattr(config, f"{name}_coef") > 0}
+    if not layers:
+        return {}
+    return {name: torch.stack([f(i, r) for i, r in layers]).mean() for name, f in active.items()}
+
+
+def total_balance_loss(losses: dict[str, Tensor], config: BalanceConfig) -> Tensor | float:
+    """The sum of coefficient times loss; 0.0 when there is none."""
+    for name, loss in losses.items():
+        check(
+            loss.requires_grad or not torch.is_grad_enabled(),
+            f"balance.{name}_coef",
+            getattr(config, f"{name}_coef"),
+            "the loss carries no gradient: the router is frozen, or reentrant checkpointing cut it off"
+            " (return routing.tensors() from the checkpointed function)",
+        )
+    return sum((getattr(config, f"{name}_coef") * loss for name, loss in losses.items()), 0.0)
+
+
+def updated_expert_bias(expert_bias_E: Tensor, counts_E: Tensor, config: BalanceConfig) -> Tensor:
+    """The bias after one optimizer step of loss-free balancing (Wang et al. 2024, algorithm 1).
+
+    Args:
+        expert_bias_E: float32 (float64 in a float64 model).
+        counts_E: the step's assignments over all ranks and micro-batches, padding excluded.
+        config: rule sign: u * sign(mean - c); proportional: u * (mean - c) / mean; optional recentring,
+            which subtracts the mean of the result (torchtitan; not in the paper).
+    """
+    counts_E = counts_E.to(expert_bias_E.dtype)
+    mean = counts_E.mean()
+    gap_E = mean - counts_E
+    step_E = gap_E.sign() if config.bias_rule == "sign" else gap_E / mean.clamp(min=1)
+    bias_E = expert_bias_E + config.bias_rate * step_E
+    return bias_E - bias_E.mean() if config.bias_recentre else bias_E
+
+
+def mean_probs(routing: Routing) -> Tensor:
+    """P [E]: mean over valid tokens of the probabilities, normalised over experts (sigmoid scores are not)."""
+    valid_T = _valid(routing)
+    return (_normalised_probs(routing) * valid_T[:, None]).sum(dim=0) / valid_T.sum().clamp(min=1)
+
+
+def check_devices(routing: Routing, num_devices: int) -> None:
+    """Raise ConfigError unless the experts divide over the devices."""
+    check(
+        num_devices >= 1 and routing.num_experts % num_devices == 0,
+        "num_devices",
+        num_devices,
+        f"must divide the number of experts, {routing.num_experts}",
+    )
+
+
+def _normalised_probs(routing: Routing) -> Tensor:
+    return F.normalize(routing.router_probs_TE, p=1.0, dim=1, eps=_TINY)
+
+
+def _valid(routing: Routing) -> Tensor:
+    """[T] 1.0 for valid tokens, 0.0 for padding, in the dtype of the probabilities."""
+    if routing.valid_T is None:
+        return routing.router_probs_TE.new_ones(routing.router_probs_TE.shape[0])
+    return routing.valid_T.to(routing.router_probs_TE.dtype)
+
+
+def _share(counts_E: Tensor, routing: Routing) -> Tensor:
+    return counts_E.to(routing.router_probs_TE.dtype) / counts_E.sum().clamp(min=1)
+
+
+def _sum_by(ids_T: Tensor, groups: int, values: Tensor) -> Tensor:
+    """Sums of the rows of `values` [T, ...] by group, [groups, ...]."""
+    return values.new_zeros(groups, values.shape[1]).index_add(0, ids_T, values)
+
+
+def _cv2_plus_1(values_E: Tensor) -> Tensor:
+    """E * sum v^2 / (sum v)^2 = 1 + var / mean^2."""
+    return values_E.numel() * (values_E / values_E.sum().clamp(min=_TINY)).square().sum()

@@ -1,0 +1,1 @@
+"""Several processes at work on one model, applied to plain models from outside."""

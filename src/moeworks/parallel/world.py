@@ -1,0 +1,88 @@
+"""Data parallelism: who takes part, and sums over all of them."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_BUCKET_ELEMENTS = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. The default is one process, where every sum is the value itself."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its sum over all ranks, and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks; a missing one (an expert without tokens) counts as 0."""
+        if self.size == 1:
+            return
+        for bucket in _buckets([p for p in parameters if p.requires_grad]):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = self.sum_(torch.cat([g.reshape(-1) for g in gradients]))
+            pieces = flat.split([p.numel() for p in bucket])
+            for parameter, piece in zip(bucket, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on at least one rank."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str = "auto") -> Iterator[World]:
+    """The world that torchrun set up, or a world of one.
+
+    Args:
+        device: auto takes one GPU per process where there are GPUs (NCCL), else the CPU (gloo).
+    """
+    use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if not dist.is_torchelastic_launched():
+        yield World(device=torch.device("cuda" if use_gpu else "cpu"))
+        return
+    local = torch.device("cpu")
+    if use_gpu:
+        local = torch.device("cuda", dist.get_node_local_rank())
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if use_gpu else "gloo", device_id=local if use_gpu else None)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local)
+    finally:
+        dist.destroy_process_group()
+
+
+def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Runs of parameters of one dtype, up to _BUCKET_ELEMENTS each: few messages, bounded memory."""
+    bucket: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > _BUCKET_ELEMENTS
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

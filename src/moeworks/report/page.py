@@ -1,0 +1,150 @@
+"""The page: everything about a run in one HTML file that needs nothing else, not even a network."""
+
+import os
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from plotly.offline import get_plotlyjs
+
+from moeworks.report import tables
+from moeworks.report.fragments import Panel, card, details, escape, grid, script_json, section
+from moeworks.report.heat_maps import load_windows
+from moeworks.report.panels import balance_panels, domain_panel, engine_panels, learning_panels, load_panel
+from moeworks.report.run_data import RunData, read_run
+from moeworks.report.theme import template
+from moeworks.report.verdicts import judge_run
+from moeworks.report.words import layer_names, plural
+
+
+def _asset(name: str) -> str:
+    return (files("moeworks.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _subtitle(run: RunData) -> str:
+    model = run.config.model
+    layers = plural(model.num_layers, "layer")
+    if not run.moe_layers:
+        return f"A dense language model of {layers}: it has no Mixture-of-Experts layer, so nothing is routed."
+    which = "each" if len(run.moe_layers) == model.num_layers else str(len(run.moe_layers))
+    return (
+        f"A Mixture-of-Experts language model: {which} of its {layers} has"
+        f" {plural(model.moe.num_routes, 'expert')}, and every token visits {model.router.top_k} of them in each."
+    )
+
+
+def _slider(count: int) -> str:
+    """Play button and slider; nothing where there is only one position."""
+    if count < 2:
+        return ""
+    return (
+        '<div class="controls"><button type="button" class="play" data-for="load">▶ Play</button>'
+        '<label for="load-slider">Training step</label>'
+        f'<input type="range" id="load-slider" class="frames" data-for="load" min="0" max="{count - 1}"'
+        f' value="{count - 1}"><output for="load-slider" aria-live="polite"></output></div>'
+    )
+
+
+def _layer_list(run: RunData) -> str:
+    options = "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(layer_names(run)))
+    return (
+        '<div class="controls"><label for="domains-layer">Layer</label>'
+        f'<select id="domains-layer" class="frames" data-for="domains">{options}</select></div>'
+    )
+
+
+def _load_section(run: RunData) -> tuple[str, list[Panel]]:
+    windows = load_windows(run)
+    if not run.moe_layers or not windows:
+        return "", []
+    panel = load_panel(run, windows)
+    after = f"<h4>The last stretch, {windows[-1].steps}</h4>{tables.load_table(run, windows[-1])}"
+    intro = "Load compares the work of an expert with its fair share. If all in a layer did the same, each would be at 1."
+    return section("work", "Load", intro, card(panel, _slider(len(windows)), after)), [panel]
+
+
+def _domain_section(run: RunData) -> tuple[str, list[Panel]]:
+    """Validation by domain, and the experts that each domain uses."""
+    scores = tables.domain_table(run)
+    if scores:
+        scores = f'<div class="card wide"><h3>How hard is each kind of text?</h3>{scores}</div>'
+    intro = "A domain is a kind of text: a folder or a file type of the data. All numbers are on unseen text."
+    panel = domain_panel(run)
+    if panel is None:
+        return section("domain", "Domains", intro, scores), []
+    chart = card(panel, _layer_list(run), tables.favourite_tables(run))
+    return section("domain", "Domains", intro, chart, scores), [panel]
+
+
+def _sample_section(run: RunData) -> str:
+    if run.summary is None:
+        return ""
+    intro = "The model continued the marked prompt. It writes what looks like its training text, not what is true."
+    return section("sample", "A sample", intro, tables.sample(run.summary))
+
+
+def _body(run: RunData) -> tuple[str, list[Panel]]:
+    """The sections in reading order, and the figures that they hold."""
+    learning, balance, engine = learning_panels(run), balance_panels(run), engine_panels(run)
+    load, load_panels = _load_section(run)
+    domain, domain_panels = _domain_section(run)
+    sections = [
+        section("words", "In words", "", tables.verdict_list(judge_run(run))),
+        _asset("guide.html") if run.moe_layers else "",
+        section("learning", "Learning", "", grid(learning) if learning else ""),
+        load,
+        section("balance-title", "Balance over training", "", grid(balance) if balance else ""),
+        domain,
+        _sample_section(run),
+        section("engine", "Under the hood", "", grid(engine) if engine else ""),
+        section("config", "Configuration", "", details("Show every field", tables.config_table(run))),
+    ]
+    return "".join(sections), [*learning, *load_panels, *balance, *domain_panels, *engine]
+
+
+def build_page(run: RunData) -> str:
+    """The HTML of the report of `run`."""
+    body, panels = _body(run)
+    payload = {
+        "figures": {panel.key: panel.figure for panel in panels},
+        "themes": {name: template(name) for name in ("light", "dark")},
+    }
+    return Template(_asset("page.html")).substitute(
+        title=escape(run.name),
+        subtitle=escape(_subtitle(run)),
+        state="finished" if run.summary else "not finished",
+        headline=tables.headline(run),
+        body=body,
+        machine=tables.machine_line(run),
+        style=_asset("page.css"),
+        data=script_json(payload),
+        plotly=get_plotlyjs(),
+        script=_asset("page.js"),
+    )
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """A reader finds the old file or the new one, never a part."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.close()
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write run_dir/report.html from what the training run left there, and return its path.
+
+    The run may be unfinished (no summary.json) and the model dense (no MoE layer). The file is written atomically
+    and holds everything it needs: no network is used when it is opened.
+
+    Raises DataError, naming file and line, for a missing config.json or a file that is not what it must be.
+    """
+    path = run_dir / "report.html"
+    _write_atomically(path, build_page(read_run(run_dir)))
+    return path

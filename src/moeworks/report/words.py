@@ -1,0 +1,56 @@
+"""Numbers in words: what the page and the hover texts say."""
+
+import math
+
+from moeworks.report.run_data import RunData
+
+
+def short_number(value: float) -> str:
+    """Three significant digits and a unit: 1130000 -> "1.13 M"."""
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:#.3g}".rstrip(".") + unit
+    return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """300.1 -> "5 min 0 s"."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def percent(share: float) -> str:
+    """0.03125 -> "3.1 %"; a share that is not 0 never reads as 0."""
+    value = 100 * share
+    return "under 0.1 %" if 0 < value < 0.1 else f"{value:.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """(1, "layer") -> "1 layer"; (2, "layer") -> "2 layers"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def span(first: int, last: int) -> str:
+    """(91, 100) -> "steps 91 to 100"."""
+    return f"step {last}" if first == last else f"steps {first} to {last}"
+
+
+def finite(value: float, digits: int) -> float | None:
+    """`value` to `digits` significant digits; None, JSON's null, for what JSON cannot hold."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def layer_names(run: RunData) -> list[str]:
+    """Names of the MoE layers, counted from 0 over all decoder layers."""
+    return [f"layer {index}" for index in run.moe_layers]
+
+
+def expert_names(run: RunData, columns: int) -> list[str]:
+    """Numbers of the routes; the ones without weights say what they are."""
+    router = run.config.model.router
+    identity_end = router.num_experts + router.num_identity_experts
+    kinds = [(router.num_experts, ""), (identity_end, " (identity)"), (columns, " (zero)")]
+    return [str(i) + next(kind for end, kind in kinds if i < end or end == columns) for i in range(columns)]

@@ -1,0 +1,1 @@
+"""Training: loop, optimizer, schedule, balance updates, metrics, resume."""

@@ -1,0 +1,167 @@
+"""The training loop: steps, lines of metrics, validations, checkpoints, and a clean way out."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeworks.checkpoint import (
+    checkpoint_dir,
+    list_checkpoints,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from moeworks.errors import TrainingError
+from moeworks.models.decoder import Decoder
+from moeworks.ops.load import load_figures
+from moeworks.train.metrics import MetricsSink
+from moeworks.train.run_dir import RunDir
+from moeworks.train.trainer import Step, Trainer
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop is handed from above: it imports neither evaluation nor the terminal."""
+
+    evaluate: Callable[[Decoder, bool], dict[str, Any]]
+    """(model, final) -> the fields of an eval record."""
+    on_step: Callable[[Trainer, Step], None]
+    """After every step."""
+    on_record: Callable[[dict[str, Any]], None]
+    """After every record of metrics."""
+
+
+class _Interval:
+    """Sums since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def records(self, trainer: Trainer, seconds: float) -> list[dict[str, Any]]:
+        """The train record and, for a MoE, the routing record of these steps."""
+        steps, progress = self._steps, trainer.progress
+        losses = [s.losses for s in steps]
+        counts_lE = torch.stack([x.counts_lE for x in losses]).sum(dim=0)
+        train = trainer.config.train
+        record: dict[str, Any] = {
+            "kind": "train",
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "tokens": progress.tokens,
+            "loss": _mean([x.loss for x in losses]),
+            "learning_rate": steps[-1].learning_rate,
+            "grad_norm": _mean([s.grad_norm for s in steps]),
+            "tokens_per_second": round(len(steps) * train.batch_size * train.seq_len / max(seconds, 1e-9), 1),
+            "balance": {name: _mean([x.balance[name] for x in losses]) for name in losses[0].balance},
+            **vars(load_figures(counts_lE)),
+            "dropped": torch.stack([x.dropped_l for x in losses]).mean(dim=0).tolist(),
+        }
+        if not counts_lE.numel():
+            return [record]
+        routing = {"kind": "routing", "step": progress.step, "tokens_per_expert": counts_lE.tolist()}
+        return [record, routing]
+
+
+def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Callbacks) -> bool:
+    """Run to train.steps; False when a signal stopped it first (the state is saved in either case).
+
+    `sink` is None on ranks that write nothing. Raises TrainingError on a loss or gradient that is not finite,
+    naming the last good checkpoint.
+    """
+    config, progress = trainer.config.train, trainer.progress
+    with _signals() as stop:
+        interval, interval_start = _Interval(), progress.seconds
+        while progress.step < config.steps:
+            started = time.perf_counter()
+            step = _guarded_step(trainer, run)
+            progress.seconds += time.perf_counter() - started
+            interval.add(step)
+            callbacks.on_step(trainer, step)
+            stopping = trainer.world.any(bool(stop))
+            validating = _due(progress.step, config.eval_every, config.steps)
+            saving = stopping or _due(progress.step, config.checkpoint_every, config.steps)
+            # A checkpoint ends the interval too: what it has counted is on disk then, and resumes exactly.
+            if saving or validating or _due(progress.step, config.log_every, config.steps):
+                for record in interval.records(trainer, progress.seconds - interval_start):
+                    _emit(record, sink, callbacks)
+                interval, interval_start = _Interval(), progress.seconds
+            improved = validating and _evaluate(trainer, sink, callbacks)
+            if saving or improved:
+                save(trainer, run, sink)
+            if stopping:
+                return progress.step >= config.steps
+    return True
+
+
+def save(trainer: Trainer, run: RunDir, sink: MetricsSink | None) -> None:
+    """Write a checkpoint of now and prune older ones; the main rank writes, the others wait."""
+    if trainer.world.is_main and sink is not None:
+        progress = trainer.progress
+        progress.metrics_bytes = sink.sync()
+        tensors, state = trainer.state()
+        write_checkpoint(checkpoint_dir(run.checkpoints, progress.step), tensors, state)
+        prune_checkpoints(run.checkpoints, trainer.config.train.keep_last, progress.best_step)
+    trainer.world.wait()
+
+
+def _evaluate(trainer: Trainer, sink: MetricsSink | None, callbacks: Callbacks) -> bool:
+    """Validate; True when the loss is the best so far, which is worth a checkpoint."""
+    progress = trainer.progress
+    final = progress.step >= trainer.config.train.steps
+    figures = callbacks.evaluate(trainer.model, final)
+    record = {"kind": "eval", "step": progress.step, "seconds": round(progress.seconds, 3), **figures}
+    # The final validation covers more text than the periodic ones: it is not compared with them.
+    improved = not final and record["bits_per_byte"] < progress.best_bits_per_byte
+    if improved:
+        progress.best_step, progress.best_bits_per_byte = progress.step, record["bits_per_byte"]
+    _emit(record | {"final": final}, sink, callbacks)
+    return improved
+
+
+def _guarded_step(trainer: Trainer, run: RunDir) -> Step:
+    try:
+        return trainer.step()
+    except TrainingError as error:
+        saved = list_checkpoints(run.checkpoints)
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
+        raise TrainingError(f"{error}; {last}") from error
+
+
+def _emit(record: dict[str, Any], sink: MetricsSink | None, callbacks: Callbacks) -> None:
+    if sink is not None:
+        sink.write(record)
+    callbacks.on_record(record)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean())
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts as usual."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""Where the figures of a run go: metrics.jsonl, and other loggers when they are asked for.
+
+One JSON object a line. Losses are nats per token; `seconds` is training time without validation.
+
+    {"kind": "train", "step", "seconds", "tokens", "loss", "learning_rate", "grad_norm",
+     "tokens_per_second", "balance": {name: raw loss}, "max_vio": [per MoE layer], "dead_experts": [...],
+     "load_entropy": [...], "dropped": [...]}                  over the steps since the line before
+    {"kind": "routing", "step", "tokens_per_expert": [[E] per MoE layer]}     likewise
+    {"kind": "eval", "step", "seconds", "loss", "bits_per_byte",
+     "domains": {name: {"bits_per_byte", "bytes", "tokens"}}, "final"}
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moeworks.config import RunConfig
+from moeworks.config.codec import to_dict
+from moeworks.errors import require
+
+Logger = Callable[[dict[str, Any]], None]
+
+
+class MetricsSink:
+    """Appends records to metrics.jsonl and hands them to the loggers."""
+
+    def __init__(self, path: Path, loggers: list[Logger], *, keep_bytes: int = 0) -> None:
+        """Open `path`, keeping its first `keep_bytes` bytes: what a checkpoint knows of."""
+        self._loggers = loggers
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it is in the file when this returns."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        for logger in self._loggers:
+            logger(record)
+
+    def sync(self) -> int:
+        """Make the file durable and return its length in bytes, for the checkpoint."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_loggers(config: RunConfig, root: Path) -> list[Logger]:
+    """The loggers that train.loggers names. Raises MissingDependencyError when one is not installed."""
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    return [makers[name](config, root) for name in config.train.loggers]
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a record under slash-separated names."""
+    numbers: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            numbers |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            numbers |= flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[prefix + key] = value
+    return numbers
+
+
+def _tensorboard(config: RunConfig, root: Path) -> Logger:
+    writer = require("torch.utils.tensorboard", extra="tensorboard").SummaryWriter(root / "tensorboard")
+
+    def log(record: dict[str, Any]) -> None:
+        for name, value in flatten(record).items():
+            if name != "step":
+                writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        writer.flush()
+
+    return log
+
+
+def _wandb(config: RunConfig, root: Path) -> Logger:
+    run = require("wandb", extra="wandb").init(
+        project="moeworks", name=root.name, dir=str(root), config=to_dict(config), resume="allow"
+    )
+
+    def log(record: dict[str, Any]) -> None:
+        numbers = {f"{record['kind']}/{k}": v for k, v in flatten(record).items() if k != "step"}
+        run.log(numbers, step=record["step"])
+
+    return log

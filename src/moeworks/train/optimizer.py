@@ -1,0 +1,207 @@
+"""Muon for the hidden matrices and AdamW for the rest, or AdamW for all; gradient norms.
+
+The optimizers' state is handed out under the parameters' names, so that a checkpoint does not depend on the
+order in which a model lists them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moeworks.config.run import OptimizerConfig
+from moeworks.errors import CheckpointError
+from moeworks.train.muon import Muon
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+# Both ends of the model and the routers are no hidden matrices: they translate between tokens or experts and
+# the residual stream, row by row.
+_ROW_WISE = frozenset({"embed", "lm_head", "router"})
+_FUSED_PAIR = "gate_up_proj"
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """Names of the trained parameters by how they are optimised, in the model's order."""
+
+    matrices: tuple[str, ...]
+    """Hidden matrices, and stacks of them: muon, or adamw; with weight decay."""
+    fused_pairs: tuple[str, ...]
+    """The same, for two matrices below each other (gate and up): muon treats the halves apart."""
+    rest: tuple[str, ...]
+    """Embeddings, output projection, routers, norms, biases, gates: adamw without weight decay."""
+
+
+def group_parameters(model: nn.Module) -> ParameterGroups:
+    """Sort the parameters that require a gradient into groups, by name and number of dimensions.
+
+    A hidden matrix has two dimensions, or three for a stack of them. It is none of: a bias or a stack of
+    biases (`bias` ends its name), a matrix of one row or column (a gate), part of `embed`, `lm_head` or a
+    `router`.
+    """
+    trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    hidden = [name for name, param in trained if _is_hidden_matrix(name, param)]
+    fused = [name for name in hidden if _FUSED_PAIR in name.split(".")]
+    return ParameterGroups(
+        matrices=tuple(name for name in hidden if name not in set(fused)),
+        fused_pairs=tuple(fused),
+        rest=tuple(name for name, _ in trained if name not in set(hidden)),
+    )
+
+
+def _is_hidden_matrix(name: str, param: nn.Parameter) -> bool:
+    return (
+        param.ndim in (2, 3)
+        and min(param.shape[-2:]) > 1
+        and not name.endswith("bias")
+        and _ROW_WISE.isdisjoint(name.split("."))
+    )
+
+
+class Optimizers:
+    """The optimizers of one model, driven as one. Made by build_optimizers."""
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+        """`parts` maps a name ("muon", "adamw") to an optimizer over named parameters."""
+        self.parts = parts
+        for group in self._groups():
+            group["base_lr"] = group["lr"]
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or set them to 0."""
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=set_to_none)
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Set every learning rate to `scale` times its peak."""
+        for group in self._groups():
+            group["lr"] = group["base_lr"] * scale
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The state itself, not a copy, as `adamw/embed.weight/exp_avg` and so on."""
+        return {
+            f"{part_name}/{name}/{key}": value
+            for part_name, part in self.parts.items()
+            for group in part.param_groups
+            for name, param in zip(group["param_names"], group["params"], strict=True)
+            for key, value in part.state[param].items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copy saved state into these optimizers; training then goes on as if it had not stopped.
+
+        Raises CheckpointError, before anything is changed, unless names, shapes and dtypes are those of
+        state_tensors.
+        """
+        own = self.state_tensors()
+        _check_same_state(own, tensors)
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+    def _groups(self) -> Iterator[dict]:
+        for part in self.parts.values():
+            yield from part.param_groups
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """Optimizers for the parameters of `model` that require a gradient; their state starts at 0."""
+    groups = group_parameters(model)
+    params = dict(model.named_parameters())
+    matrices = [(name, params[name]) for name in groups.matrices]
+    fused_pairs = [(name, params[name]) for name in groups.fused_pairs]
+    rest = [(name, params[name]) for name in groups.rest]
+    decayed: NamedParameters = []
+    parts: dict[str, torch.optim.Optimizer] = {}
+    if config.name == "adamw":
+        decayed = matrices + fused_pairs
+    elif matrices or fused_pairs:
+        parts["muon"] = _muon(matrices, fused_pairs, config)
+    if decayed or rest:
+        parts["adamw"] = _adamw(decayed, rest, config)
+    return Optimizers(parts)
+
+
+def _muon(matrices: NamedParameters, fused_pairs: NamedParameters, config: OptimizerConfig) -> Muon:
+    groups = [{"params": matrices, "splits": 1}, {"params": fused_pairs, "splits": 2}]
+    return Muon(
+        [group for group in groups if group["params"]],
+        lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        newton_schulz_steps=config.newton_schulz_steps,
+    )
+
+
+def _adamw(decayed: NamedParameters, rest: NamedParameters, config: OptimizerConfig) -> torch.optim.AdamW:
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in decayed + rest)
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=fused,
+    )
+    _start_state(adamw, decayed + rest, fused)
+    return adamw
+
+
+def _start_state(adamw: torch.optim.AdamW, named: NamedParameters, fused: bool) -> None:
+    """Make the state that AdamW makes in its first step, so that a checkpoint can be loaded before it."""
+    for _, param in named:
+        device = param.device if fused else torch.device("cpu")
+        adamw.state[param] = {
+            "step": torch.zeros((), dtype=torch.float32, device=device),
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
+
+
+def _check_same_state(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            "the optimizer state is of another model or optimizer: "
+            f"{_some('missing', missing)}, {_some('unknown', unknown)}"
+        )
+    for name, value in own.items():
+        found, expected = _kind(saved[name]), _kind(value)
+        if found != expected:
+            raise CheckpointError(f"optimizer state {name} is {found}, and the model needs {expected}")
+
+
+def _some(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}" + (f" (first {names[0]})" if names else "")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients down together to the 2-norm `max_norm`; returns the norm before, a scalar tensor.
+
+    One norm over all parameters, experts included (pitfall 27); parameters without a gradient count as 0.
+    `max_norm` = 0 leaves the gradients alone. Nothing waits for a GPU here: reading the result does. A norm
+    that is not finite makes all gradients NaN, so look at it before the optimizer steps.
+    """
+    params = [param for param in parameters if param.grad is not None]
+    norm = nn.utils.get_total_norm([param.grad for param in params])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+    return norm
+
+
+def first_nonfinite_gradient(model: nn.Module) -> str | None:
+    """Name of the first parameter whose gradient holds a NaN or an infinity; waits for the device."""
+    for name, param in model.named_parameters():
+        if param.grad is not None and not torch.isfinite(param.grad).all():
+            return name
+    return None

@@ -1,0 +1,131 @@
+"""One optimizer step: micro-batches, losses, gradients, update, bias.
+
+The loss of a step is a mean over the tokens of the global batch, whatever its division into micro-batches
+and ranks: each micro-batch adds its sum over the step's total, and gradients are summed over ranks.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeworks.config import BalanceConfig, RunConfig
+from moeworks.data.batches import Batch
+from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.ops.losses import balance_losses, load_counts, total_balance_loss, updated_expert_bias
+from moeworks.ops.routing import Routing
+from moeworks.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class StepLosses:
+    """Sums over the global batch of one step; tensors, so that nothing waits for the device."""
+
+    loss: Tensor
+    """Mean cross-entropy over valid tokens, nats; no balance loss in it."""
+    balance: dict[str, Tensor]
+    """Balance losses by name, token-weighted means."""
+    counts_lE: Tensor
+    """int64 [MoE layers, E]: tokens_per_expert of the step."""
+    dropped_l: Tensor
+    """[MoE layers]: share of assignments that capacity dropped."""
+
+
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
+    """bfloat16 autocast if train.precision asks for it."""
+    if config.train.precision != "bfloat16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def accumulate_gradients(
+    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+) -> StepLosses:
+    """Forward and backward of this rank's micro-batches; gradients are local, the losses global."""
+    total = _total_tokens(batches, world)
+    global_counts_lE = _counts_ahead(model, batches, config, world)
+    parts: list[StepLosses] = []
+    for batch in batches:
+        with autocast(config, world.device):
+            output = _run(model, batch)
+        share = batch.valid_BL.sum() / total
+        cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
+        if global_counts_lE is None and config.balance.global_batch_coef and world.size > 1:
+            global_counts_lE = world.sum_(_stack_counts(output.routings, load_counts))
+        balance = balance_losses(output.routings, config.balance, global_counts_lE)
+        (cross_entropy + share * total_balance_loss(balance, config.balance)).backward()
+        parts.append(_detached(output.routings, cross_entropy, balance, share))
+    return _combined(parts, world)
+
+
+def update_expert_biases(model: Decoder, counts_lE: Tensor, config: BalanceConfig) -> None:
+    """Move the expert_bias of every MoE layer by the step's counts; call once per optimizer step."""
+    if config.bias_rule == "none":
+        return
+    for moe, counts_E in zip(moe_modules(model), counts_lE, strict=True):
+        bias = moe.router.expert_bias
+        if bias is not None:
+            bias.copy_(updated_expert_bias(bias, counts_E, config))
+
+
+def _run(model: Callable[..., DecoderOutput], batch: Batch) -> DecoderOutput:
+    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
+
+
+def _summed_cross_entropy(logits_BLV: Tensor, batch: Batch) -> Tensor:
+    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none")
+    return (losses * batch.valid_BL.flatten()).sum()
+
+
+def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
+    return world.sum_(torch.stack([batch.valid_BL.sum() for batch in batches]).sum().double())
+
+
+def _counts_ahead(
+    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+) -> Tensor | None:
+    """Counts [layers, E] of the whole step before its first backward pass, for the global-batch loss.
+
+    Its gradient is linear in P with the step's counts as factor, so with accumulation the counts must be
+    known first: a pass without gradients finds them, on the same random numbers. One micro-batch needs none.
+    """
+    if not config.balance.global_batch_coef or len(batches) == 1:
+        return None
+    random_state = torch.get_rng_state()
+    counts = []
+    with torch.no_grad(), autocast(config, world.device):
+        for batch in batches:
+            counts.append(_stack_counts(_run(model, batch).routings, load_counts))
+    torch.set_rng_state(random_state)
+    return world.sum_(torch.stack(counts).sum(dim=0))
+
+
+def _stack_counts(routings: Sequence[Routing], count: Callable[[Routing], Tensor]) -> Tensor:
+    """[layers, E]; a dense model has no rows."""
+    return torch.stack([count(r) for r in routings]) if routings else torch.zeros(0, 0, dtype=torch.int64)
+
+
+def _detached(
+    routings: Sequence[Routing], cross_entropy: Tensor, balance: dict[str, Tensor], share: Tensor
+) -> StepLosses:
+    dropped = [r.dropped_fraction().detach() * share for r in routings]
+    return StepLosses(
+        loss=cross_entropy.detach(),
+        balance={name: loss.detach() * share for name, loss in balance.items()},
+        counts_lE=_stack_counts(routings, Routing.tokens_per_expert),
+        dropped_l=torch.stack(dropped) if dropped else torch.zeros(0),
+    )
+
+
+def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
+    """The sum over micro-batches and ranks: every part already carries its share."""
+    return StepLosses(
+        loss=world.sum_(torch.stack([p.loss for p in parts]).sum()),
+        balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
+        counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
+        dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
+    )

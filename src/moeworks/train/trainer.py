@@ -1,0 +1,148 @@
+"""The state of a training run, one step at a time, and how it is saved and restored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeworks.checkpoint import Checkpoint
+from moeworks.config import RunConfig
+from moeworks.config.codec import to_dict
+from moeworks.data.loader import TrainLoader
+from moeworks.data.shards import PreparedCorpus
+from moeworks.errors import CheckpointError, TrainingError, check
+from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.models.weights import load_weights
+from moeworks.parallel.world import World
+from moeworks.train.diagnose import first_nonfinite_module
+from moeworks.train.optimizer import build_optimizers, clip_gradients, first_nonfinite_gradient
+from moeworks.train.schedule import lr_scale
+from moeworks.train.step import StepLosses, accumulate_gradients, autocast, update_expert_biases
+
+
+@dataclass
+class Progress:
+    """How far the run is; goes into every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+    best_step: int | None = None
+    best_bits_per_byte: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step yields."""
+
+    losses: StepLosses
+    grad_norm: Tensor
+    learning_rate: float
+
+
+class Trainer:
+    """Model, optimizer and data position of a run.
+
+    Random numbers of a step depend on (seed, step, rank) alone and the data of a step on its number, so a
+    run that resumes at step n takes the very steps that an uninterrupted one takes.
+    """
+
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus, world: World) -> None:
+        self.config, self.corpus, self.world = config, corpus, world
+        self.progress = Progress()
+        torch.manual_seed(config.train.seed)
+        self.model = build_model(config, world.device)
+        self.optimizers = build_optimizers(self.model, config.optimizer)
+        self.loader = TrainLoader(
+            corpus.train, config.train.seq_len, config.train.batch_size, config.train.seed
+        )
+        self._forward: Callable[..., DecoderOutput] = self.model
+        if config.train.compile:
+            self._forward = torch.compile(self.model)
+        shards = config.train.accumulation * world.size
+        check(
+            config.train.batch_size % shards == 0,
+            "train.batch_size",
+            config.train.batch_size,
+            f"must be a multiple of accumulation * processes = {shards}",
+        )
+
+    def step(self) -> Step:
+        """Take one optimizer step. Raises TrainingError when a loss or gradient is not finite."""
+        train = self.config.train
+        torch.manual_seed(_mixed_seed(train.seed, self.progress.step, self.world.rank))
+        self.model.train()
+        scale = lr_scale(self.progress.step, train.steps, self.config.optimizer)
+        self.optimizers.set_lr_scale(scale)
+        self.optimizers.zero_grad()
+        batches = self._batches()
+        losses = accumulate_gradients(self._forward, batches, self.config, self.world)
+        self.world.sum_gradients_(self.model.parameters())
+        grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
+        if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
+            raise TrainingError(self._diagnosis(batches, losses))
+        self.optimizers.step()
+        update_expert_biases(self.model, losses.counts_lE, self.config.balance)
+        self.progress.step += 1
+        self.progress.tokens += train.batch_size * train.seq_len
+        return Step(losses, grad_norm, scale * self.config.optimizer.lr)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by file, and JSON state, of a checkpoint."""
+        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.state_tensors()}
+        state = {
+            "config": to_dict(self.config),
+            "progress": vars(self.progress),
+            "corpus": self.corpus.fingerprint,
+            "processes": self.world.size,
+        }
+        return tensors, state
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`. Raises CheckpointError when it is of another corpus or model."""
+        saved = checkpoint.state
+        if saved["corpus"] != self.corpus.fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path}: trained on another corpus (fingerprint {saved['corpus']}, the data now"
+                f" has {self.corpus.fingerprint}): the files in {', '.join(self.config.data)} have changed"
+            )
+        load_weights(self.model, checkpoint.tensors["model"], str(checkpoint.path))
+        self.optimizers.load_state_tensors(checkpoint.tensors["optimizer"])
+        self.progress = Progress(**saved["progress"])
+
+    def _batches(self) -> list[Any]:
+        """This rank's micro-batches: the global batch cut by micro-batch first, then by rank."""
+        train, world = self.config.train, self.world
+        rows = train.batch_size // (train.accumulation * world.size)
+        first = self.progress.step * train.batch_size + world.rank * rows
+        starts = (first + micro * rows * world.size for micro in range(train.accumulation))
+        return [self.loader.rows(start, rows).to(world.device) for start in starts]
+
+    def _diagnosis(self, batches: list[Any], losses: StepLosses) -> str:
+        def forward() -> None:
+            with autocast(self.config, self.world.device):
+                for batch in batches:
+                    self.model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL)
+
+        step = self.progress.step + 1
+        module = first_nonfinite_module(self.model, forward)
+        if module is not None:
+            return f"step {step}: the output of {module} is not finite (loss {float(losses.loss)})"
+        gradient = first_nonfinite_gradient(self.model)
+        return f"step {step}: the gradient of {gradient} is not finite (loss {float(losses.loss):.4f})"
+
+
+def _mixed_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def build_model(config: RunConfig, device: torch.device) -> Decoder:
+    """The decoder of a run in its dtype, on its device."""
+    model = Decoder(config.model)
+    model.activation_checkpointing = config.train.activation_checkpointing
+    return model.to(device=device, dtype=torch.float64 if config.train.precision == "float64" else None)
+
