@@ -1,11 +1,11 @@
 """Every error that moeworks raises on purpose.
 
-    MoeworksError                 the command line prints it in one message and exits with 2
-    ├── ConfigError (ValueError)  a field, its value, and the rule that the value breaks
-    ├── DataError                 a corpus, file or tokenizer that cannot be used
-    ├── CheckpointError           a checkpoint that is missing, altered, or of another model
-    ├── TrainingError             training cannot go on (a loss or gradient that is not finite)
-    └── MissingDependencyError    an optional package is needed; says how to install it
+MoeworksError                 the command line prints it in one message and exits with 2
+├── ConfigError (ValueError)  a field, its value, and the rule that the value breaks
+├── DataError                 a corpus, file or tokenizer that cannot be used
+├── CheckpointError           a checkpoint that is missing, altered, or of another model
+├── TrainingError             training cannot go on (a loss or gradient that is not finite)
+└── MissingDependencyError    an optional package is needed; says how to install it
 """
 
 import difflib

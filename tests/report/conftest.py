@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeworks.config import CorpusConfig, LayerPatternConfig, ModelConfig, RouterConfig, RunConfig, TrainConfig
+from moeworks.config import (
+    CorpusConfig,
+    LayerPatternConfig,
+    ModelConfig,
+    RouterConfig,
+    RunConfig,
+    TrainConfig,
+)
 from moeworks.config.codec import to_dict
 
 DOMAINS = (
     "asyncio", "collections", "concurrent", "ctypes", "email", "encodings",
     "html", "importlib", "json", "multiprocessing", "unittest", "xml",
 )  # fmt: skip
-SAMPLE = 'def read(self, size=-1):\n    """Read up to size bytes."""\n    if size < 0:\n        return self._buf\n'
+SAMPLE = (
+    'def read(self, size=-1):\n    """Read up to size bytes."""\n    if size < 0:\n        return self._buf\n'
+)
 
 
 def run_config(layers: int = 4, experts: int = 32, *, dense: bool = False, steps: int = 300) -> RunConfig:
@@ -41,11 +50,12 @@ def train_line(step: int, counts: np.ndarray) -> dict[str, Any]:
     loss = 2.4 + 5.2 * float(np.exp(-step / 60))
     shares = counts / counts.sum(axis=1, keepdims=True) if layers else counts
     entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=-1) / np.log(max(counts.shape[-1], 2))
+    balance = {"global_batch": 1 + 0.8 * float(np.exp(-step / 50)), "z": 3.0 - step / 200}
     return {
         "kind": "train", "step": step, "seconds": step * 1.0, "tokens": step * 8192, "loss": loss,
         "learning_rate": 3e-3 * min(1, step / 20) * min(1.0, (301 - step) / 150),
         "grad_norm": 0.4 + float(np.exp(-step / 40)), "tokens_per_second": 8192.0 + 300 * np.sin(step),
-        "balance": {"global_batch": 1 + 0.8 * float(np.exp(-step / 50)), "z": 3.0 - step / 200} if layers else {},
+        "balance": balance if layers else {},
         "max_vio": [float(c.max() / c.mean() - 1) for c in counts],
         "dead_experts": [int((c == 0).sum()) for c in counts],
         "load_entropy": entropy.tolist() if layers else [], "dropped": [0.0] * layers,
@@ -55,7 +65,11 @@ def train_line(step: int, counts: np.ndarray) -> dict[str, Any]:
 def eval_line(step: int, domains: tuple[str, ...] = DOMAINS, *, final: bool = False) -> dict[str, Any]:
     bits = 1.8 + 2.5 * float(np.exp(-step / 90))
     entries = {
-        name: {"bits_per_byte": bits * (0.8 + 0.04 * i), "bytes": 40_000 - 2_500 * (i % 14), "tokens": 11_000 - 700 * (i % 14)}
+        name: {
+            "bits_per_byte": bits * (0.8 + 0.04 * i),
+            "bytes": 40_000 - 2_500 * (i % 14),
+            "tokens": 11_000 - 700 * (i % 14),
+        }
         for i, name in enumerate(domains)
     }
     return {
@@ -87,8 +101,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
     """A function that writes a run directory and returns its path."""
 
     def make(
-        name: str = "first-run", *, layers: int = 4, experts: int = 32, lines: int = 30, finished: bool = True,
-        dense: bool = False, domains: tuple[str, ...] = DOMAINS, sample: str = SAMPLE,
+        name: str = "first-run", *, layers: int = 4, experts: int = 32, lines: int = 30,
+        finished: bool = True, dense: bool = False, domains: tuple[str, ...] = DOMAINS, sample: str = SAMPLE,
     ) -> Path:  # fmt: skip
         directory = tmp_path_factory.mktemp("runs") / "run"
         directory.mkdir()
@@ -101,7 +115,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
             share = spread(rng, moe_layers, experts, 0.12 + 1.1 * np.exp(-step / 50))
             counts = rng.multinomial(163_840, share) if moe_layers else np.zeros((0, experts), dtype=int)
             records.append(train_line(step, counts))
-            records += [{"kind": "routing", "step": step, "tokens_per_expert": counts.tolist()}] * bool(moe_layers)
+            records += [{"kind": "routing", "step": step, "tokens_per_expert": counts.tolist()}] * bool(
+                moe_layers
+            )
             records += [eval_line(step, domains)] * (step % 50 == 0)
         if finished:
             records[-1] = eval_line(10 * lines, domains, final=True)

@@ -64,8 +64,10 @@ def test_equals_torchs_muon_on_matrices(shape: tuple[int, int]) -> None:
     )
 
 
-def test_is_close_to_torchs_muon_as_it_comes() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_is_close_to_torchs_muon_as_it_comes(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     """Up to bfloat16, in which torch computes the update of about 0.2 * lr per element and step."""
+    monkeypatch.setattr(muon_module, "_cpu_multiplies_bfloat16", lambda: native)
     start, gradients = _start((16, 24), torch.float32), _gradients((16, 24), dtype=torch.float32)
     difference = _ours(start, gradients, **OPTIONS) - _torchs(start, gradients, **OPTIONS)
     assert difference.abs().max() < 0.05 * 0.2 * OPTIONS["lr"] * len(gradients)
@@ -169,10 +171,10 @@ def test_the_closure_is_called_with_gradients_and_its_loss_returned() -> None:
     param = nn.Parameter(torch.ones(2, 2))
     optimizer = Muon([param])
 
-    def closure() -> torch.Tensor:
+    def closure() -> float:
         loss = param.square().sum()
         loss.backward()
-        return loss
+        return loss.item()
 
     assert optimizer.step(closure) == 4.0
     assert not torch.equal(param, torch.ones(2, 2))
@@ -205,6 +207,26 @@ def test_orthogonalize_is_the_polynomial_of_the_singular_values(
     expected = left @ values.diag() @ right
     found = orthogonalize(scale * matrix[None], 5)[0]
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_float32_is_orthogonalised_in_bfloat16_where_that_is_native(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(muon_module, "_cpu_multiplies_bfloat16", lambda: native)
+    matrices = _start((4, 16, 24), torch.float32)
+    exact = orthogonalize(matrices.double(), 5)
+    error = (orthogonalize(matrices, 5) - exact).norm() / exact.norm()
+    assert 1e-4 < error < 2e-2 if native else error < 1e-5
+
+
+@pytest.mark.parametrize("bfloat16", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx2": True}, {}])
+def test_native_bfloat16_is_asked_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: bfloat16)
+    uncached = muon_module._cpu_multiplies_bfloat16.__wrapped__
+    assert uncached() == bool({"avx512_bf16", "amx_bf16"} & bfloat16.keys())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

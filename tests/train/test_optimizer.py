@@ -252,10 +252,11 @@ def test_state_of_another_model_is_refused_and_nothing_changed() -> None:
     saved = {key: value + 1 for key, value in optimizers.state_tensors().items()}
     del saved["adamw/embed.weight/exp_avg"]
     saved["adamw/other.weight/exp_avg"] = torch.zeros(1)
-    with pytest.raises(
-        CheckpointError,
-        match=r"1 missing \(first adamw/embed.weight/exp_avg\), 1 unknown \(first adamw/other.weight/exp_avg\)",
-    ):
+    missing, unknown = (
+        r"1 missing \(first adamw/embed.weight/exp_avg\)",
+        r"1 unknown \(first adamw/other.weight",
+    )
+    with pytest.raises(CheckpointError, match=f"{missing}, {unknown}"):
         optimizers.load_state_tensors(saved)
     assert all(value.eq(0).all() for value in optimizers.state_tensors().values())
 

@@ -44,7 +44,7 @@ class NoOptions:
 
 
 def run_config(argv: list[str], prog: str) -> RunConfig:
-    """The run that `argv` describes; `prog`, e.g. 'moeworks train', stands in the help. Raises as parse does."""
+    """The run that `argv` describes; `prog` ('moeworks train') stands in the help. Raises as parse does."""
     return parse(NoOptions, argv, prog).config
 
 

@@ -47,7 +47,9 @@ class TrainingDisplay:
                 self._live.update(self._task, figures=figures)
             else:
                 left = _time_left(record, self._total)
-                self._console.print(f"step {record['step']}/{self._total}  {figures}  {left}", highlight=False)
+                self._console.print(
+                    f"step {record['step']}/{self._total}  {figures}  {left}", highlight=False
+                )
 
 
 def training_figures(record: dict[str, Any]) -> str:

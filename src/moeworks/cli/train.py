@@ -50,7 +50,9 @@ def run(argv: list[str]) -> int:
     options = parsed.options
     if options.resume is not None:
         if parsed.chosen or options.dense_twin or options.name:
-            raise ConfigError("--resume continues a run with its own config: it takes no preset and no other field")
+            raise ConfigError(
+                "--resume continues a run with its own config: it takes no preset and no other field"
+            )
         directory, config = RunDir(options.resume), RunDir(options.resume).load_config()
     else:
         config = dense_twin(parsed.config) if options.dense_twin else parsed.config
@@ -98,18 +100,21 @@ class _Session:
 
     def _prepare_corpus(self) -> PreparedCorpus:
         """The main rank prepares the shards; the others then find them in the cache."""
-        config = self.config
-        arguments = (config.data, config.corpus, config.model.vocab_size)
-        if self.world.is_main:
-            corpus = prepare(*arguments, progress=lambda text: self.console.print(text, highlight=False))
-        self.world.wait()
         if not self.world.is_main:
-            corpus = prepare(*arguments)
+            self.world.wait()
+        corpus = prepare(
+            self.config.data,
+            self.config.corpus,
+            self.config.model.vocab_size,
+            progress=lambda text: self.console.print(text, highlight=False),
+        )
+        if self.world.is_main:
+            self.world.wait()
         if self.resume and self.directory.tokenizer.is_file():
             saved = load_tokenizer(self.directory.tokenizer)
             if saved.fingerprint != corpus.tokenizer.fingerprint:
                 raise CheckpointError(
-                    f"{self.directory.tokenizer}: the run's tokenizer is not the one of the corpus as it is now"
+                    f"{self.directory.tokenizer}: not the tokenizer of the corpus as it is now"
                 )
         return corpus
 

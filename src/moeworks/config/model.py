@@ -233,7 +233,12 @@ class CapacityConfig:
     def __post_init__(self) -> None:
         for name in ("capacity_factor", "eval_capacity_factor"):
             value = getattr(self, name)
-            check(value is None or value > 0, f"capacity.{name}", value, "must be positive, or None for dropless")
+            check(
+                value is None or value > 0,
+                f"capacity.{name}",
+                value,
+                "must be positive, or None for dropless",
+            )
         check(self.min_capacity >= 1, "capacity.min_capacity", self.min_capacity, "must be at least 1")
 
 

@@ -125,7 +125,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch_size", "accumulation", "seq_len", "log_every", "eval_every", "checkpoint_every", "keep_last",
+            "steps", "batch_size", "accumulation", "seq_len",
+            "log_every", "eval_every", "checkpoint_every", "keep_last",
         ):  # fmt: skip
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         check(

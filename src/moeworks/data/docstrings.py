@@ -89,8 +89,11 @@ def main() -> None:
     output = os.dup(1)
     os.dup2(2, 1)
     seen: set[str] = set()
-    modules = [module for name in module_names() if (module := _import(name)) is not None]
-    texts = [[module.__name__, text] for module in modules if (text := module_text(module, seen))]
+    texts = []
+    for name in module_names():
+        module = _import(name)
+        if module is not None and (text := module_text(module, seen)):
+            texts.append([name, text])
     with os.fdopen(output, "w", encoding="utf-8") as file:
         json.dump(texts, file)
 

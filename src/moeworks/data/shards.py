@@ -25,7 +25,7 @@ FORMAT = 1
 """Version of the files in the cache; a change makes older folders unused."""
 BPE_BYTES = 64_000_000
 """BPE is trained on about this much of the training side, spread evenly."""
-_BATCH_BYTES = 4_000_000  # text that is tokenised at a time
+_BATCH_BYTES = 1_000_000  # text tokenised at a time; it takes up to a hundred times this in memory
 _SIDES = ("train", "validation")
 
 Progress = Callable[[str], None]
@@ -193,7 +193,7 @@ def _fill(
     found: CorpusScan,
     tell: Progress,
 ) -> None:
-    content, done = hashlib.sha256(), 0
+    content, done, told = hashlib.sha256(), 0, 0
     for batch in _batches(documents, _BATCH_BYTES):
         for document in batch:
             content.update(document_digest(document))
@@ -203,7 +203,10 @@ def _fill(
             size = len(text.encode())
             (validation if held_out else train).append(tokens, size, domain)
             done += size
-        tell(f"tokenising: {min(done / found.num_bytes, 1):.0%}")
+        tenths = 10 * done // found.num_bytes
+        if tenths > told:
+            tell(f"tokenising: {10 * tenths} %")
+            told = tenths
     if content.hexdigest() != found.content_hash:
         raise DataError("the corpus changed while it was read: start again when its files are at rest")
 

@@ -76,9 +76,7 @@ def evaluate(
     for number, batch in enumerate(validation.batches()):
         if number % world.size == world.rank:
             batch = batch.to(world.device)
-            output = model(
-                batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL
-            )
+            output = model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
             _add_losses(nats, tokens, output.logits_BLV, batch)
             _add_counts(counts, output.routings, batch)
     model.train(was_training)

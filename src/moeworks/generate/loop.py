@@ -21,7 +21,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids that follow `prompt_ids` (not empty), or until `stop_id`.
 
-    When prompt and answer outgrow max_seq_len, the oldest tokens are forgotten, half of max_seq_len at a time.
+    When prompt and answer outgrow max_seq_len, the oldest tokens are forgotten, half of it at a time.
     """
     sampling = sampling or SamplingConfig()
     generator = torch.Generator().manual_seed(seed)

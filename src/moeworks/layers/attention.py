@@ -1,6 +1,6 @@
 """Grouped-query attention."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from moeworks.layers.rope import apply_rope
 from moeworks.ops.attention import DocumentMask, causal_attention
 
 
+@runtime_checkable
 class LayerCache(Protocol):
     """Keys and values of earlier positions of one layer."""
 

@@ -54,5 +54,12 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         up, up_bias = (getattr(self, name) for name in self._up_names)
-        cast = (t if t is None else t.to(dtype) for t in (up, self.down_proj, up_bias, self.down_bias))
-        return x_TD.to(dtype), ExpertWeights(*cast, self.config.activation, self.config.weights_on)
+        weights = ExpertWeights(
+            up_proj=up.to(dtype),
+            down_proj=self.down_proj.to(dtype),
+            up_bias=None if up_bias is None else up_bias.to(dtype),
+            down_bias=None if self.down_bias is None else self.down_bias.to(dtype),
+            activation=self.config.activation,
+            weights_on=self.config.weights_on,
+        )
+        return x_TD.to(dtype), weights

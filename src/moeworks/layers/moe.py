@@ -1,5 +1,7 @@
 """The Mixture-of-Experts layer."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,8 @@ class MoE(nn.Module):
             x: [..., D], any leading dimensions, T tokens in all.
             valid: bool [...], False for padding: such tokens reach no routed expert, take no capacity and
                 count in no loss.
-            sequence_ids: int64 [...], the sequence (packed document) of each token, for the sequence-wise loss.
+            sequence_ids: int64 [...], the sequence (packed document) of each token, for the sequence-wise
+                loss. None: each [L, D] slice of x is a sequence.
 
         Returns:
             y [..., D] and the Routing of the T tokens in row-major order.
@@ -55,13 +58,15 @@ class MoE(nn.Module):
         routing = self.router(
             x_TD,
             valid_T=None if valid is None else valid.reshape(-1),
-            sequence_ids_T=None if sequence_ids is None else sequence_ids.reshape(-1),
+            sequence_ids_T=_rows(x) if sequence_ids is None else sequence_ids.reshape(-1),
         )
         routing = apply_capacity(routing, self.config, training=self.training)
         y_TD = self.experts(x_TD, routing)
         config = self.config
         if config.num_identity_experts:
-            y_TD = y_TD + zero_computation(x_TD, routing, config.num_experts, config.num_identity_experts)
+            # In the experts' dtype: under autocast x may still be float32.
+            x_in = x_TD.to(y_TD.dtype)
+            y_TD = y_TD + zero_computation(x_in, routing, config.num_experts, config.num_identity_experts)
         if self.shared is not None:
             y_TD = y_TD + self._shared(x_TD)
         return y_TD.view(x.shape), routing
@@ -76,3 +81,10 @@ class MoE(nn.Module):
         if self.shared_token_gate is None:
             return y_TD
         return y_TD * torch.sigmoid(self.shared_token_gate(x_TD))
+
+
+def _rows(x: Tensor) -> Tensor | None:
+    """int64 [T]: the number of the [L, D] slice that each token comes from; None where there is only one."""
+    if x.dim() < 3:
+        return None
+    return torch.arange(math.prod(x.shape[:-2]), device=x.device).repeat_interleave(x.shape[-2])

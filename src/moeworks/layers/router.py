@@ -64,7 +64,7 @@ class Router(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move and cast like any module, but never let expert_bias fall below float32.
 
-        In bfloat16 a few hundred distinct biases become a handful, and most tokens change experts (pitfall 5).
+        In bfloat16 a few hundred distinct biases become a handful, and most tokens change experts.
         """
         exact = self.expert_bias
         module = super()._apply(fn, recurse)

@@ -10,7 +10,9 @@ from moeworks.errors import check
 class LayerKVCache:
     """Keys and values of one layer, in place, up to a fixed length."""
 
-    def __init__(self, shape_BGSP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape_BGSP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._k = torch.empty(shape_BGSP, dtype=dtype, device=device)
         self._v = torch.empty_like(self._k)
         self.length = 0

@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         x_BLD = self.embed(tokens_BL)
         routings = []
         for index, block in enumerate(self.layers):
-            if self.activation_checkpointing and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
                 x_BLD, routing = checkpoint(block, x_BLD, context, use_reentrant=False)
             else:
                 x_BLD, routing = block(x_BLD, context, cache and cache.layers[index])

@@ -39,16 +39,16 @@ def causal_attention(
     The S keys end where the L queries end (S > L: the first S - L come from a cache). With `documents`
     (S == L) a token sees only its own document.
     """
-    if documents is not None and documents.rows_R is None:
+    rows_R = None if documents is None else documents.rows_R
+    if documents is not None and rows_R is None:
         return _attention(q_BHLP, k_BGSP, v_BGSP, documents.mask_R1LL)
     length, keys = q_BHLP.shape[2], k_BGSP.shape[2]
     if length not in (1, keys):
         lower = torch.ones(length, keys, dtype=torch.bool, device=q_BHLP.device).tril(keys - length)
         return _attention(q_BHLP, k_BGSP, v_BGSP, lower)
     out_BHLP = _attention(q_BHLP, k_BGSP, v_BGSP, None, causal=length > 1)
-    if documents is None:
+    if documents is None or rows_R is None:
         return out_BHLP
-    rows_R = documents.rows_R
     masked = _attention(q_BHLP[rows_R], k_BGSP[rows_R], v_BGSP[rows_R], documents.mask_R1LL)
     return out_BHLP.index_copy(0, rows_R, masked)
 

@@ -32,7 +32,8 @@ def dispatch(routing: Routing, num_experts: int) -> Dispatch:
         ids_TK = ids_TK.masked_fill(~routing.kept_TK, num_experts)
     ids_N = ids_TK.reshape(-1)
     order_N = ids_N.argsort(stable=True)
-    inverse_N = _scatter(order_N, torch.arange(order_N.numel(), device=order_N.device))
+    inverse_N = torch.empty_like(order_N)
+    inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
     rows = torch.zeros(num_experts + 1, dtype=torch.int64, device=ids_N.device)
     rows = rows.scatter_add(0, ids_N, torch.ones_like(ids_N))
     return Dispatch(order_N, inverse_N, rows[:num_experts])
@@ -86,11 +87,7 @@ def _rank_in_expert(routing: Routing, drop_policy: str) -> Tensor:
     order_N = priority_N[ids_N[priority_N].argsort(stable=True)]
     sorted_ids_N = ids_N[order_N]
     first_N = torch.searchsorted(sorted_ids_N, sorted_ids_N)
-    rank_N = _scatter(order_N, torch.arange(order_N.numel(), device=ids_N.device) - first_N)
-    return rank_N.view_as(routing.expert_ids_TK)
-
-
-def _scatter(order_N: Tensor, values_N: Tensor) -> Tensor:
-    """The permutation that puts values_N[i] at order_N[i]."""
-    # Not empty_like and an indexed assignment: torch 2.13's inductor may read that buffer before it is written.
-    return torch.zeros_like(values_N).scatter(0, order_N, values_N)
+    rank_N = torch.arange(order_N.numel(), device=ids_N.device) - first_N
+    # Sorting the order inverts it; a scatter would be cheaper, but torch 2.13's inductor then compares the
+    # ranks with the capacity before they are written.
+    return rank_N[order_N.argsort()].view_as(routing.expert_ids_TK)

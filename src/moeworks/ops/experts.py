@@ -20,7 +20,7 @@ class ExpertWeights:
     up_bias: Tensor | None
     """[E, 2F] or [E, F]."""
     down_bias: Tensor | None
-    """[E, D]; weighted by the routing weight like the rest of the output (pitfall 7)."""
+    """[E, D]; weighted by the routing weight like the rest of the output."""
     activation: Activation
     weights_on: Literal["output", "input"]
 

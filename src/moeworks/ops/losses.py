@@ -5,6 +5,7 @@ over layers (pooling layers first hides collapse). Loads count valid tokens befo
 choice without expert_bias, and carry no gradient; probabilities are normalised over experts and carry it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -91,8 +92,9 @@ def entropy_loss(routing: Routing) -> Tensor:
     q_E = mean_probs(routing)
     if routing.num_experts == 1:
         return q_E.sum()
-    entropy = torch.special.entr(q_E).sum()
-    return 2 - entropy / torch.log(torch.tensor(float(routing.num_experts), device=q_E.device))
+    # Probabilities underflow to 0, where the slope of q log q is infinite.
+    entropy = torch.special.entr(q_E.clamp(min=_TINY)).sum()
+    return 2 - entropy / math.log(routing.num_experts)
 
 
 def importance_loss(routing: Routing) -> Tensor:
@@ -109,7 +111,8 @@ def load_loss(routing: Routing) -> Tensor:
         # Evaluation adds no noise; the load is then what it is.
         return _cv2_plus_1(load_counts(routing).to(routing.router_probs_TE.dtype))
     if routing.top_k == routing.num_experts:
-        return routing.router_probs_TE.new_ones(())
+        # Every expert gets every token whatever the noise; the product keeps the graph.
+        return 1 + 0 * routing.router_probs_TE.sum()
     best = routing.router_logits_TE.topk(routing.top_k + 1, dim=1).values
     inside_TE = routing.router_logits_TE > best[:, -1:]
     threshold_TE = torch.where(inside_TE, best[:, -1:], best[:, -2:-1])
@@ -140,7 +143,9 @@ def balance_losses(
     layers = list(enumerate(routings))
     functions: dict[str, Callable[[int, Routing], Tensor]] = {
         "switch": lambda i, r: switch_loss(r),
-        "global_batch": lambda i, r: switch_loss(r, None if global_counts_lE is None else global_counts_lE[i]),
+        "global_batch": lambda i, r: switch_loss(
+            r, None if global_counts_lE is None else global_counts_lE[i]
+        ),
         "sequence": lambda i, r: sequence_loss(r),
         "device": lambda i, r: device_loss(r, config.num_devices),
         "communication": lambda i, r: communication_loss(r, config.num_devices),
@@ -173,20 +178,20 @@ def updated_expert_bias(expert_bias_E: Tensor, counts_E: Tensor, config: Balance
 
     Args:
         expert_bias_E: float32 (float64 in a float64 model).
-        counts_E: the step's assignments over all ranks and micro-batches, padding excluded.
+        counts_E: int64, the step's assignments over all ranks and micro-batches, padding excluded.
         config: rule sign: u * sign(mean - c); proportional: u * (mean - c) / mean; optional recentring,
             which subtracts the mean of the result (torchtitan; not in the paper).
     """
-    counts_E = counts_E.to(expert_bias_E.dtype)
-    mean = counts_E.mean()
-    gap_E = mean - counts_E
-    step_E = gap_E.sign() if config.bias_rule == "sign" else gap_E / mean.clamp(min=1)
-    bias_E = expert_bias_E + config.bias_rate * step_E
+    # E times the gap, in integers: in float32 an expert exactly at the mean could seem to be off it.
+    total = counts_E.sum()
+    gap_E = total - counts_E.numel() * counts_E
+    step_E = gap_E.sign() if config.bias_rule == "sign" else gap_E / total.clamp(min=1)
+    bias_E = expert_bias_E + config.bias_rate * step_E.to(expert_bias_E.dtype)
     return bias_E - bias_E.mean() if config.bias_recentre else bias_E
 
 
 def mean_probs(routing: Routing) -> Tensor:
-    """P [E]: mean over valid tokens of the probabilities, normalised over experts (sigmoid scores are not)."""
+    """P [E]: mean over valid tokens of the probabilities, normalised over experts."""
     valid_T = _valid(routing)
     return (_normalised_probs(routing) * valid_T[:, None]).sum(dim=0) / valid_T.sum().clamp(min=1)
 

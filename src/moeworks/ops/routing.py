@@ -65,7 +65,8 @@ class Routing:
             return self.routing_weights_TK.new_zeros(())
         kept_T = self.kept_TK.sum(1)
         kept = kept_T.sum() if self.valid_T is None else (kept_T * self.valid_T).sum()
-        return 1 - kept / (self.num_tokens * self.top_k).clamp(min=1)
+        assigned = self.num_tokens * self.top_k
+        return (assigned - kept).to(self.routing_weights_TK.dtype) / assigned.clamp(min=1)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that are present, in field order.
@@ -147,7 +148,7 @@ def score(logits_TE: Tensor, config: RouterConfig) -> Tensor:
 
 
 def select_experts(choice_TE: Tensor, config: RouterConfig) -> Tensor:
-    """int64 [T, K]: the best experts by `choice_TE`, best first, inside the best groups if there are groups."""
+    """int64 [T, K]: the best experts by `choice_TE`, best first; with groups, inside the best groups."""
     if config.num_groups > 1:
         choice_TE = mask_groups(choice_TE, config)
     return stable_top_k(choice_TE, config.top_k)
@@ -168,7 +169,7 @@ def stable_top_k(values_TE: Tensor, k: int) -> Tensor:
 
 
 def mask_groups(choice_TE: Tensor, config: RouterConfig) -> Tensor:
-    """Put -inf on experts outside the best `top_k_groups` groups (DeepSeek-V2 section 2.2.2, V3 section 2.1.2).
+    """Put -inf on experts outside the best groups (DeepSeek-V2 section 2.2.2, V3 section 2.1.2).
 
     -inf and not 0: with a bias a masked expert's 0 could beat a kept expert's negative score.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -31,7 +31,7 @@ class World:
         return tensor
 
     def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; a missing one (an expert without tokens) counts as 0."""
+        """Replace every gradient by its sum over ranks; a missing one counts as 0."""
         if self.size == 1:
             return
         for bucket in _buckets([p for p in parameters if p.requires_grad]):

@@ -55,10 +55,12 @@ def _figure(lines: list[Figure], y_title: str, words: str, **layout: Any) -> Fig
     base = {
         "height": 270,
         "margin": {"l": 10, "r": 12, "t": 10, "b": 10},
+        # One line or two answer wherever the pointer is above them; of more, the nearest answers.
+        "hovermode": "x" if len(lines) <= 2 else "closest",
         "showlegend": 1 < len(lines) <= MAX_LEGEND,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        "xaxis": {"title": {"text": "training step"}, "automargin": True, "tickformat": ",d"} | _few_ticks(lines),
-        "yaxis": {"title": {"text": y_title}, "automargin": True},
+        "xaxis": _axis("training step", tickformat=",d") | _few_ticks(lines),
+        "yaxis": _axis(y_title),
     }
     return {"data": lines, "layout": base | layout}
 
@@ -69,7 +71,7 @@ def _few_ticks(lines: list[Figure]) -> Figure:
     return {"tickvals": steps} if len(steps) <= 4 else {}
 
 
-def _y_axis(title: str, **axis: Any) -> Figure:
+def _axis(title: str, **axis: Any) -> Figure:
     return {"title": {"text": title}, "automargin": True} | axis
 
 
@@ -101,7 +103,8 @@ def draw_grad_norm(run: RunData) -> Figure:
 
 def draw_speed(run: RunData) -> Figure:
     """Training tokens per second."""
-    figure = _draw_train(run, "tokens per second", "%{y:,.0f} tokens per second", lambda r: r.tokens_per_second)
+    words = "%{y:,.0f} tokens per second"
+    figure = _draw_train(run, "tokens per second", words, lambda r: r.tokens_per_second)
     figure["layout"]["yaxis"]["rangemode"] = "tozero"
     return figure
 
@@ -121,8 +124,8 @@ def draw_balance(run: RunData) -> Figure:
         style = {"yaxis": "y2", "line": {"width": 2, "dash": "dot"}} if name == "z" else {}
         line = _line(label, records, lambda r, name=name: r.balance.get(name, float("nan")), **style)
         lines.append(line | {"hovertemplate": f"Step %{{x:,}}<br>{label}: %{{y:.3f}}<extra></extra>"})
-    second = _y_axis("router z-loss", overlaying="y", side="right", tickmode="auto", rangemode="tozero", showgrid=False)
-    axes = {"yaxis2": second} if "z" in names else {}
+    right = {"overlaying": "y", "side": "right", "tickmode": "auto", "rangemode": "tozero", "showgrid": False}
+    axes = {"yaxis2": _axis("router z-loss", **right)} if "z" in names else {}
     return _figure(lines, "balance loss (1 = balanced)", "%{y:.3f}", showlegend=True, **axes)
 
 
@@ -136,7 +139,7 @@ def _draw_layers(run: RunData, field: str, y_title: str, words: str, **style: An
         | {"line": {"width": 2, "color": color}}
         for n, (name, color) in enumerate(zip(names, depth_colors(len(names)), strict=True))
     ]
-    return _figure(lines, y_title, words, yaxis=_y_axis(y_title, rangemode="tozero"))
+    return _figure(lines, y_title, words, yaxis=_axis(y_title, rangemode="tozero"))
 
 
 def draw_max_vio(run: RunData) -> Figure:
@@ -147,7 +150,8 @@ def draw_max_vio(run: RunData) -> Figure:
 
 def draw_dead_experts(run: RunData) -> Figure:
     """Experts without a token, stacked over the MoE layers."""
-    figure = _draw_layers(run, "dead_experts", "dead experts", "%{y:.0f} experts without a token", stackgroup="dead")
+    words = "%{y:.0f} experts without a token"
+    figure = _draw_layers(run, "dead_experts", "dead experts", words, stackgroup="dead")
     worst = max((sum(record.dead_experts) for record in run.train), default=0)
     figure["layout"]["yaxis"] |= {"range": [0, max(1.0, 1.1 * worst)]} | ({"dtick": 1} if worst <= 5 else {})
     return figure

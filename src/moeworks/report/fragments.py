@@ -56,10 +56,13 @@ def section(key: str, title: str, intro: str, *content: str) -> str:
     if not any(content):
         return ""
     intro = f'<p class="intro">{escape(intro)}</p>' if intro else ""
-    return f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>{intro}{"".join(content)}</section>'
+    heading = f'<h2 id="{key}">{escape(title)}</h2>{intro}'
+    return f'<section aria-labelledby="{key}">{heading}{"".join(content)}</section>'
 
 
-def table(label: str, header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()) -> str:
+def table(
+    label: str, header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()
+) -> str:
     """A table whose first column names its rows. `numbers` are the right-aligned columns."""
     right = set(numbers)
     cells = [f'<th scope="col"{_number(i in right)}>{escape(name)}</th>' for i, name in enumerate(header)]

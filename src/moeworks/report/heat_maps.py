@@ -70,9 +70,11 @@ def _rows(matrix: np.ndarray, digits: int) -> list[list[float | None]]:
     return [[None if np.isnan(x) else round(float(x), digits) for x in row] for row in matrix]
 
 
-def _heat_map(x: list[str], y: list[str], frames: list[Figure], shown: Figure, height: int, **trace: object) -> Figure:
+def _heat_map(
+    x: list[str], y: list[str], frames: list[Figure], shown: Figure, height: int, **trace: object
+) -> Figure:
     """A heat map that starts with the frame `shown`."""
-    base = {"type": "heatmap", "x": x, "y": y, "xgap": int(len(x) <= 64), "ygap": 1} | trace | shown["data"][0]
+    base = {"x": x, "y": y, "xgap": int(len(x) <= 64), "ygap": 1} | trace | shown["data"][0]
     axis = {"type": "category", "automargin": True, "fixedrange": True, "showgrid": False, "ticks": ""}
     layout = {
         "height": height,
@@ -110,7 +112,7 @@ def draw_load(run: RunData, windows: Sequence[LoadWindow]) -> Figure:
 
     z is the load relative to the balanced share, to two decimals.
     """
-    frames = [{"name": w.steps, "data": [{"z": _rows(w.load, 2)}]} for w in windows]
+    frames = [{"name": w.steps, "data": [{"type": "heatmap", "z": _rows(w.load, 2)}]} for w in windows]
     experts = expert_names(run, windows[0].tokens_per_expert.shape[1])
     return _heat_map(
         experts,
@@ -146,9 +148,9 @@ def domain_shares(counts: dict[str, np.ndarray], domains: Sequence[str]) -> np.n
 
 
 def draw_domains(run: RunData, domains: Sequence[str], shares: np.ndarray) -> Figure:
-    """Domain x expert, a frame per MoE layer. z is a percentage; the neutral colour is the uniform 100 / E."""
+    """Domain x expert, a frame per MoE layer. z is a percentage; neutral is the uniform 100 / E."""
     frames = [
-        {"name": name, "data": [{"z": _rows(100 * layer, 2)}]}
+        {"name": name, "data": [{"type": "heatmap", "z": _rows(100 * layer, 2)}]}
         for name, layer in zip(layer_names(run), shares, strict=True)
     ]
     uniform = 1 / shares.shape[-1]

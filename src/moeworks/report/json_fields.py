@@ -56,7 +56,9 @@ class Fields:
         """A list of `length` numbers."""
         value = self._get(name, (list,), "a list")
         if len(value) != length:
-            raise DataError(f"{self.where}: {name} has {len(value)} values: must have {length}, one per MoE layer")
+            raise DataError(
+                f"{self.where}: {name} has {len(value)} values: must have {length}, one per MoE layer"
+            )
         inner = Fields(f"{self.where}, {name}", {str(i): entry for i, entry in enumerate(value)})
         return tuple(inner.number(key) for key in inner.values)
 
@@ -68,7 +70,9 @@ class Fields:
         except ValueError:  # lists of different lengths
             matrix = np.zeros(0)
         if matrix.ndim != 2 or len(matrix) != rows or matrix.dtype.kind != "i" or matrix.min(initial=0) < 0:
-            raise DataError(f"{self.where}: {name} must be {rows} equally long lists of counts, one per MoE layer")
+            raise DataError(
+                f"{self.where}: {name} must be {rows} equally long lists of counts, one per MoE layer"
+            )
         return matrix.astype(np.int64)
 
 

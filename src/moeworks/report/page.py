@@ -1,7 +1,6 @@
 """The page: everything about a run in one HTML file that needs nothing else, not even a network."""
 
 import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -26,11 +25,14 @@ def _subtitle(run: RunData) -> str:
     model = run.config.model
     layers = plural(model.num_layers, "layer")
     if not run.moe_layers:
-        return f"A dense language model of {layers}: it has no Mixture-of-Experts layer, so nothing is routed."
+        return (
+            f"A dense language model of {layers}: it has no Mixture-of-Experts layer, so nothing is routed."
+        )
     which = "each" if len(run.moe_layers) == model.num_layers else str(len(run.moe_layers))
     return (
         f"A Mixture-of-Experts language model: {which} of its {layers} has"
-        f" {plural(model.moe.num_routes, 'expert')}, and every token visits {model.router.top_k} of them in each."
+        f" {plural(model.moe.num_routes, 'expert')},"
+        f" and every token visits {model.router.top_k} of them in each."
     )
 
 
@@ -47,7 +49,9 @@ def _slider(count: int) -> str:
 
 
 def _layer_list(run: RunData) -> str:
-    options = "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(layer_names(run)))
+    options = "".join(
+        f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(layer_names(run))
+    )
     return (
         '<div class="controls"><label for="domains-layer">Layer</label>'
         f'<select id="domains-layer" class="frames" data-for="domains">{options}</select></div>'
@@ -60,7 +64,7 @@ def _load_section(run: RunData) -> tuple[str, list[Panel]]:
         return "", []
     panel = load_panel(run, windows)
     after = f"<h4>The last stretch, {windows[-1].steps}</h4>{tables.load_table(run, windows[-1])}"
-    intro = "Load compares the work of an expert with its fair share. If all in a layer did the same, each would be at 1."
+    intro = "Load compares the work of an expert with its fair share. Where all do the same, each is at 1."
     return section("work", "Load", intro, card(panel, _slider(len(windows)), after)), [panel]
 
 
@@ -80,7 +84,9 @@ def _domain_section(run: RunData) -> tuple[str, list[Panel]]:
 def _sample_section(run: RunData) -> str:
     if run.summary is None:
         return ""
-    intro = "The model continued the marked prompt. It writes what looks like its training text, not what is true."
+    intro = (
+        "The model continued the marked prompt. It imitates its training text; it does not know what is true."
+    )
     return section("sample", "A sample", intro, tables.sample(run.summary))
 
 
@@ -126,22 +132,20 @@ def build_page(run: RunData) -> str:
 
 def _write_atomically(path: Path, text: str) -> None:
     """A reader finds the old file or the new one, never a part."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.close()
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # A sample may hold half a surrogate pair, which UTF-8 cannot write.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_report(run_dir: Path) -> Path:
     """Write run_dir/report.html from what the training run left there, and return its path.
 
-    The run may be unfinished (no summary.json) and the model dense (no MoE layer). The file is written atomically
-    and holds everything it needs: no network is used when it is opened.
+    The run may be unfinished (no summary.json) and the model dense (no MoE layer). The file is written
+    atomically and holds everything it needs: no network is used when it is opened.
 
     Raises DataError, naming file and line, for a missing config.json or a file that is not what it must be.
     """

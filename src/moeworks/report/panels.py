@@ -1,5 +1,7 @@
 """Which figures a run gets, with their titles, captions and text alternatives."""
 
+import numpy as np
+
 from moeworks.report import curves, heat_maps
 from moeworks.report.fragments import Panel
 from moeworks.report.heat_maps import LoadWindow, domain_shares, drawn_domains
@@ -20,7 +22,9 @@ def learning_panels(run: RunData) -> list[Panel]:
         caption = "How surprised the model is by the next token of the text it trains on. Lower is better."
         panels.append(_curve("loss", "Training loss", caption, curves.draw_loss(run)))
     if run.evals:
-        caption = "The same on text it never trains on, counted per byte so that tokenizers compare. Lower is better."
+        caption = (
+            "The same on text it never trains on, per byte, so that tokenizers compare. Lower is better."
+        )
         panels.append(_curve("validation", "Validation", caption, curves.draw_validation(run)))
     return panels
 
@@ -36,7 +40,9 @@ def balance_panels(run: RunData) -> list[Panel]:
     """How evenly the experts are used, over training; empty for a dense model."""
     if not run.moe_layers or not run.train:
         return []
-    caption = "How far the busiest expert of a layer is above its fair share. 0 is perfect, 1 means twice the share."
+    caption = (
+        "How far a layer's busiest expert is above its fair share. 0 is perfect, 1 means twice the share."
+    )
     if len(run.moe_layers) > curves.MAX_LEGEND:
         caption += " Colours run from the first layer (blue) to the last (pink)."
     panels = [_curve("max_vio", "MaxVio by layer", caption, curves.draw_max_vio(run))]
@@ -69,15 +75,17 @@ def engine_panels(run: RunData) -> list[Panel]:
 def load_panel(run: RunData, windows: list[LoadWindow]) -> Panel:
     """The layer x expert heat map; `windows` is not empty."""
     caption = (
-        "Each row is a layer, each cell an expert. A neutral cell does its fair share, a blue one less, an orange one"
-        " more."
+        "Each row is a layer, each cell an expert. A neutral cell does its fair share, a blue one less,"
+        " an orange one more."
     )
     if len(windows) > 1:
         caption += " Move the slider to see how it came about."
     last = windows[-1]
+    low, high = np.nanmin(last.load), np.nanmax(last.load)
     alt = (
-        f"Heat map of the load of {plural(last.load.shape[1], 'expert')} in {plural(len(run.moe_layers), 'MoE layer')}."
-        f" Over {last.steps} the load lies between {last.load.min():.2f} and {last.load.max():.2f} of the fair share,"
+        f"Heat map of the load of {plural(last.load.shape[1], 'expert')}"
+        f" in {plural(len(run.moe_layers), 'MoE layer')}."
+        f" Over {last.steps} the load lies between {low:.2f} and {high:.2f} times the fair share,"
         f" and {int((last.load < NEARLY_UNUSED).sum())} are nearly unused. The table below has each layer."
     )
     return Panel("load", "Who does the work?", caption, alt, heat_maps.draw_load(run, windows))
@@ -91,11 +99,16 @@ def domain_panel(run: RunData) -> Panel | None:
     shares = domain_shares(run.summary.domain_tokens_per_expert, domains)
     left_out = len(run.summary.domain_tokens_per_expert) - len(domains)
     caption = (
-        "Each row is a kind of text. An orange cell is an expert that gets more of this text than if all were spread"
-        " evenly, a blue one gets less. Rows that look different mean that the experts have specialised."
+        "Each row is a kind of text. An orange cell is an expert that gets more of this text than its even"
+        " share, a blue one gets less. Rows that look different mean that the experts have specialised."
     )
     if left_out > 0:
         caption += f" The {plural(len(domains), 'largest domain')} of {len(domains) + left_out} are drawn."
-    alt = f"Heat map of {plural(len(domains), 'domain')} by expert, one layer at a time. The table below has the experts."
+    alt = (
+        f"Heat map of {plural(len(domains), 'domain')} by expert, one layer at a time."
+        " The table below names the experts that each uses most."
+    )
     caption += f" The even share is {percent(1 / shares.shape[-1])}."
-    return Panel("domains", "Which expert reads what?", caption, alt, heat_maps.draw_domains(run, domains, shares))
+    return Panel(
+        "domains", "Which expert reads what?", caption, alt, heat_maps.draw_domains(run, domains, shares)
+    )

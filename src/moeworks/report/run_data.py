@@ -6,7 +6,7 @@ validation) and, once the run is finished, summary.json.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -159,12 +159,7 @@ def _read_lines(path: Path) -> list[Fields]:
     return objects
 
 
-class _Step(Protocol):
-    @property
-    def step(self) -> int: ...
-
-
-Record = TypeVar("Record", bound=_Step)
+Record = TypeVar("Record", TrainRecord, RoutingRecord, EvalRecord)
 
 
 def _latest(records: list[Record]) -> tuple[Record, ...]:
@@ -198,6 +193,18 @@ def _read_summary(path: Path, layers: int) -> Summary | None:
     )
 
 
+def _check_columns(run: RunData, path: Path) -> None:
+    """All counts are of the same number of experts."""
+    matrices = [record.tokens_per_expert for record in run.routing]
+    if run.summary is not None:
+        matrices += run.summary.domain_tokens_per_expert.values()
+    found = sorted({matrix.shape[1] for matrix in matrices})
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: tokens_per_expert counts {found[0]} experts in one place and {found[-1]} in another"
+        )
+
+
 def _read_config(path: Path) -> RunConfig:
     try:
         return from_dict(RunConfig, dict(read_object(path).values))
@@ -208,19 +215,23 @@ def _read_config(path: Path) -> RunConfig:
 def read_run(run_dir: Path) -> RunData:
     """Read a run directory, finished or not, of a MoE or of a dense model.
 
-    Lines of metrics.jsonl of a kind not known here are left out. Raises DataError, naming file and line, for a
-    missing or unreadable config.json and for any line or field that is not what it must be.
+    Lines of metrics.jsonl of a kind not known here are left out. Raises DataError, naming file and line, for
+    a missing or unreadable config.json and for any line or field that is not what it must be.
     """
     config = _read_config(run_dir / "config.json")
     layers = len(config.model.moe_layers)
     lines = _read_lines(run_dir / "metrics.jsonl")
     kinds = [(line.text("kind"), line) for line in lines]
     summary = _read_summary(run_dir / "summary.json", layers)
-    return RunData(
+    run = RunData(
         name=summary.name if summary else run_dir.resolve().name,
         config=config,
         train=_latest([_train_record(line, layers) for kind, line in kinds if kind == "train"]),
-        routing=_latest([_routing_record(line, layers) for kind, line in kinds if kind == "routing" and layers]),
+        routing=_latest(
+            [_routing_record(line, layers) for kind, line in kinds if kind == "routing" and layers]
+        ),
         evals=_latest([_eval_record(line) for kind, line in kinds if kind == "eval"]),
         summary=summary,
     )
+    _check_columns(run, run_dir)
+    return run

@@ -18,7 +18,8 @@ _FAVOURITES = 3
 
 
 def _tile(value: str, name: str, words: str) -> str:
-    return f"<div class='tile'><dt>{escape(name)}</dt><dd><b>{escape(value)}</b><span>{escape(words)}</span></dd></div>"
+    content = f"<b>{escape(value)}</b><span>{escape(words)}</span>"
+    return f'<div class="tile"><dt>{escape(name)}</dt><dd>{content}</dd></div>'
 
 
 def _parameters(run: RunData) -> tuple[int, int]:
@@ -31,8 +32,12 @@ def _parameters(run: RunData) -> tuple[int, int]:
 def _parameter_tiles(run: RunData) -> str:
     total, active = _parameters(run)
     if not run.moe_layers:
-        return _tile(short_number(total), "parameters", "Numbers that were learned. Every token uses all of them.")
-    everything = _tile(short_number(total), "parameters", "Numbers that were learned, in all experts together.")
+        return _tile(
+            short_number(total), "parameters", "Numbers that were learned. Every token uses all of them."
+        )
+    everything = _tile(
+        short_number(total), "parameters", "Numbers that were learned, in all experts together."
+    )
     words = "Those that work on any one token. They set the cost; the total sets the memory."
     return everything + _tile(short_number(active), "active parameters", words)
 
@@ -48,13 +53,19 @@ def headline(run: RunData) -> str:
     """The numbers that count, each with a sentence that says what it is."""
     tiles = []
     if run.last_eval is not None:
-        words = "Bits the model needs per byte of unseen text. Lower is better: 8 is knowing nothing, 0 knowing all."
+        words = (
+            "What the model needs to write down unseen text. Lower is better: 8 is knowing nothing, 0 all."
+        )
         name = "bits per byte" if run.last_eval.final else f"bits per byte at step {run.last_eval.step:,}"
         tiles.append(_tile(f"{run.last_eval.bits_per_byte:.3f}", name, words))
     tiles.append(_parameter_tiles(run))
     if (progress := _progress(run)) is not None:
         tokens, seconds = progress
-        tiles.append(_tile(short_number(tokens), "tokens seen", "Pieces of text, a few letters each, that it trained on."))
+        tiles.append(
+            _tile(
+                short_number(tokens), "tokens seen", "Pieces of text, a few letters each, that it trained on."
+            )
+        )
         tiles.append(_tile(duration(seconds), "time", "How long the run took, with its validations."))
         if seconds > 0:
             speed = short_number(tokens / seconds)
@@ -66,8 +77,9 @@ def verdict_list(verdicts: list[Verdict]) -> str:
     items = []
     for verdict in verdicts:
         sign, word = _LEVELS[verdict.level]
+        badge = f'<span class="badge"><span aria-hidden="true">{sign}</span> {word}</span>'
         items.append(
-            f'<li class="{verdict.level}"><span class="badge"><span aria-hidden="true">{sign}</span> {word}</span>'
+            f'<li class="{verdict.level}">{badge}'
             f"<div>{escape(verdict.text)}<small>{escape(verdict.rule)}</small></div></li>"
         )
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
@@ -76,7 +88,7 @@ def verdict_list(verdicts: list[Verdict]) -> str:
 def load_table(run: RunData, window: LoadWindow) -> str:
     """Busiest, quietest and nearly unused experts of each layer in one stretch of training."""
     names = expert_names(run, window.load.shape[1])
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for layer, load in zip(layer_names(run), window.load, strict=True):
         if np.isnan(load).any():
             rows.append((layer, "no tokens", "", "", ""))
@@ -99,7 +111,9 @@ def domain_table(run: RunData) -> str:
         return ""
     domains = sorted(run.last_eval.domains.items(), key=lambda item: item[1].bits_per_byte)
     rows = [(name, f"{e.bits_per_byte:.3f}", f"{e.bytes:,}", f"{e.tokens:,}") for name, e in domains]
-    return table("Validation by domain", ("domain", "bits per byte", "bytes", "tokens"), rows, numbers=(1, 2, 3))
+    return table(
+        "Validation by domain", ("domain", "bits per byte", "bytes", "tokens"), rows, numbers=(1, 2, 3)
+    )
 
 
 def favourite_tables(run: RunData) -> str:
@@ -115,7 +129,9 @@ def favourite_tables(run: RunData) -> str:
         header = ("domain", "most", "second", "third")[: len(rows[0])]
         content = table(f"Experts that work most on each domain, {layer}", header, rows)
         tables.append(f'<div class="by-layer"{" hidden" if tables else ""}>{content}</div>')
-    baseline = f"Expert and its share of the domain's assignments. Spread evenly, each would have {percent(1 / len(names))}."
+    baseline = (
+        f"Expert and its share of the domain. Spread evenly, each would have {percent(1 / len(names))}."
+    )
     return f"<h4>Experts that work most on each domain</h4><p>{baseline}</p>{''.join(tables)}"
 
 
@@ -141,4 +157,6 @@ def config_table(run: RunData) -> str:
 def machine_line(run: RunData) -> str:
     if run.summary is None:
         return ""
-    return " · ".join(f"{html.escape(name)} {html.escape(value)}" for name, value in run.summary.machine.items())
+    return " · ".join(
+        f"{html.escape(name)} {html.escape(value)}" for name, value in run.summary.machine.items()
+    )

@@ -7,13 +7,14 @@ Figure = dict[str, Any]
 SATURATION: Final = 3.0
 """Heat maps run from 0 to this many times the balanced share."""
 
-# Blue, neutral, orange: told apart with every common kind of colour blindness. The neutral middle stands at 1/3
-# of the scale, the balanced share, so that half of the share is about as strong a colour as twice the share.
+# Blue, neutral, orange: told apart with every common kind of colour blindness. The neutral middle stands at
+# 1/3 of the scale, the balanced share, so that half of the share is about as strong a colour as twice of it.
 _HEAT: Final = {
     "light": ((0.0, "#1f4fa3"), (0.17, "#88aee0"), (1 / 3, "#f6f4ef"), (0.6, "#ee9a4d"), (1.0, "#a93c00")),
     "dark": ((0.0, "#6ea8ff"), (0.17, "#3a5f96"), (1 / 3, "#2a2d33"), (0.6, "#b8651b"), (1.0, "#ffb066")),
 }
 _INK: Final = {"light": "#1c1e21", "dark": "#e8e9ec"}
+_MUTED: Final = "#8b929b"
 _GRID: Final = {"light": "#e4e5e8", "dark": "#343942"}
 _CARD: Final = {"light": "#ffffff", "dark": "#1d2025"}
 _LINES: Final = {
@@ -35,6 +36,7 @@ def template(theme: str) -> Figure:
             "font": {"color": _INK[theme], "family": "system-ui, sans-serif", "size": 12},
             "colorway": list(_LINES[theme]),
             "hoverlabel": hover | {"align": "left"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _MUTED, "activecolor": _INK[theme]},
             "xaxis": axis,
             "yaxis": axis,
         },

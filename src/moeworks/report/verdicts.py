@@ -18,7 +18,7 @@ STILL_FALLING = 0.01
 MEMORISING = 0.15
 """Validation loss above training loss by more than this part."""
 SPECIALISED = 2.0
-"""An expert with this many times its uniform share of a domain prefers that domain."""
+"""An expert with this many times its share of all text in a domain prefers that domain."""
 RECENT_STEPS = 5
 """Logged steps that a last training loss is the mean of."""
 
@@ -45,7 +45,10 @@ def _validation(run: RunData) -> list[Verdict]:
     if len(points) < 2:
         return []
     (first_step, first), (_, before), (last_step, last) = points[0], points[-2], points[-1]
-    text = f"Validation went from {first:.3f} (step {first_step:,}) to {last:.3f} bits per byte (step {last_step:,})"
+    text = (
+        f"Validation went from {first:.3f} (step {first_step:,})"
+        f" to {last:.3f} bits per byte (step {last_step:,})"
+    )
     rule = f"Judged by the last two validations: {before:.3f}, then {last:.3f}; 1 % is the threshold."
     if last <= (1 - STILL_FALLING) * before:
         return [Verdict("good", f"{text} and was still falling: longer training would probably help.", rule)]
@@ -62,10 +65,13 @@ def _memorising(run: RunData) -> list[Verdict]:
     gap = run.summary.eval.loss / train - 1
     rule = (
         f"Loss on unseen text {run.summary.eval.loss:.3f}, on training text {train:.3f} nats per token"
-        f" (mean of the last {RECENT_STEPS} logged steps). More than {100 * MEMORISING:.0f} % above would be a warning."
+        f" (mean of the last {RECENT_STEPS} logged steps)."
+        f" More than {100 * MEMORISING:.0f} % above would be a warning."
     )
     if gap > MEMORISING:
-        return [Verdict("look", "The model does clearly better on text it trained on than on unseen text.", rule)]
+        return [
+            Verdict("look", "The model does clearly better on text it trained on than on unseen text.", rule)
+        ]
     return [Verdict("good", "The model does about as well on unseen text as on text it trained on.", rule)]
 
 
@@ -85,12 +91,13 @@ def _usage(run: RunData) -> list[Verdict]:
         if n
     ]
     level = "problem" if idle.max() > num_experts / 4 else "look"
-    return [Verdict(level, f"{_shortened(parts)}.".capitalize(), rule)]
+    return [Verdict(level, f"{_shortened(parts)}.", rule)]
 
 
 def _shortened(parts: list[str], limit: int = 4) -> str:
     rest = len(parts) - limit
-    return "; ".join(parts[:limit]) + (f"; and {plural(rest, 'more layer')}" if rest > 0 else "")
+    text = "; ".join(parts[:limit]) + (f"; and {plural(rest, 'more layer')}" if rest > 0 else "")
+    return text[0].upper() + text[1:]
 
 
 def _evenness(run: RunData) -> list[Verdict]:
@@ -122,20 +129,27 @@ def _dropping(run: RunData) -> list[Verdict]:
 
 
 def _specialisation(run: RunData) -> list[Verdict]:
-    """The strongest preference of an expert for a domain."""
+    """The strongest preference of an expert for a domain.
+
+    It is measured against the expert's share of all text, not against the uniform share: a busy expert has a
+    large share of every domain without preferring any. Experts with little work on the domain do not count.
+    """
     domains = drawn_domains(run)
     if run.summary is None or len(domains) < 2:
         return []
-    shares = domain_shares(run.summary.domain_tokens_per_expert, domains)
-    uniform = 1 / shares.shape[-1]
-    layer, domain, expert = np.unravel_index(np.nanargmax(shares), shares.shape)
-    share = shares[layer, domain, expert]
-    rule = f"Spread evenly it would be {percent(uniform)}; {SPECIALISED:g} times that counts as a preference."
-    if share < SPECIALISED * uniform:
+    counts = run.summary.domain_tokens_per_expert
+    shares = domain_shares(counts, domains)
+    overall = domain_shares({"all": np.sum([counts[name] for name in domains], axis=0)}, ["all"])
+    matters = shares >= 1 / shares.shape[-1]
+    preference = np.divide(shares, overall, out=np.zeros_like(shares), where=matters)
+    place = np.unravel_index(preference.argmax(), shares.shape)
+    layer, domain, expert = place
+    rule = f"{SPECIALISED:g} times its share of all validation text counts as a preference."
+    if preference[place] < SPECIALISED:
         return [Verdict("note", "No expert prefers a kind of text: each works on all of them alike.", rule)]
     text = (
-        f"Experts specialise: in {layer_names(run)[layer]}, expert {expert} does {percent(share)} of the work on"
-        f" {domains[domain]}, {share / uniform:.1f} times its even part."
+        f"Experts specialise: in {layer_names(run)[layer]}, expert {expert} does {percent(shares[place])}"
+        f" of the work on {domains[domain]}, but {percent(overall[layer, 0, expert])} of all the work."
     )
     return [Verdict("note", text, rule)]
 

@@ -117,9 +117,15 @@ def _evaluate(trainer: Trainer, sink: MetricsSink | None, callbacks: Callbacks) 
     progress = trainer.progress
     final = progress.step >= trainer.config.train.steps
     figures = callbacks.evaluate(trainer.model, final)
-    record = {"kind": "eval", "step": progress.step, "seconds": round(progress.seconds, 3), **figures}
+    record: dict[str, Any] = {
+        "kind": "eval",
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        **figures,
+    }
     # The final validation covers more text than the periodic ones: it is not compared with them.
-    improved = not final and record["bits_per_byte"] < progress.best_bits_per_byte
+    best = progress.best_bits_per_byte
+    improved = not final and (best is None or record["bits_per_byte"] < best)
     if improved:
         progress.best_step, progress.best_bits_per_byte = progress.step, record["bits_per_byte"]
     _emit(record | {"final": final}, sink, callbacks)

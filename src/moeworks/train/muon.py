@@ -6,6 +6,7 @@ must be orthogonalised on its own. On a 2-D parameter both agree.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,21 +67,26 @@ class Muon(torch.optim.Optimizer):
             self.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the parameters in place; returns the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for batch in _batches([p for p in group["params"] if p.grad is not None], group["splits"]):
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            for batch in _batches(with_gradient, group["splits"]):
                 self._update(batch, group)
         return loss
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         """Update parameters whose matrices have one shape, in one batch."""
         rows, columns = _matrix_shape(params[0], group["splits"])
-        directions = [self._direction(p, group["momentum"]).reshape(-1, rows, columns) for p in params]
+        gradients = [p.grad for p in params if p.grad is not None]
+        directions = [
+            self._direction(param, gradient, group["momentum"]).reshape(-1, rows, columns)
+            for param, gradient in zip(params, gradients, strict=True)
+        ]
         counts = [len(d) for d in directions]
         matrices = directions[0] if len(directions) == 1 else torch.cat(directions)
         for part in matrices.split(max(1, _batch_limit(matrices) // (rows * columns))):
@@ -90,11 +96,11 @@ class Muon(torch.optim.Optimizer):
             param.mul_(1 - group["lr"] * group["weight_decay"])
             param.add_(update.reshape(param.shape), alpha=-step_size)
 
-    def _direction(self, param: Tensor, momentum: float) -> Tensor:
+    def _direction(self, param: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         """Advance the momentum; returns the Nesterov direction, a new tensor of the parameter's shape."""
         buffer = self.state[param]["momentum_buffer"]
-        buffer.lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(buffer, momentum)
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
@@ -102,7 +108,8 @@ def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
 
     Quintic Newton-Schulz, `steps` times X <- a X + (b A + c A A) X with A = X X^T, in the smaller of the two
     dimensions. Five steps bring singular values to about 0.7 .. 1.2, which is as good in training as 1
-    (Jordan 2024). Computed in bfloat16 on a GPU, else in float32 or, for float64, in float64.
+    (Jordan 2024). Computed in bfloat16, as Jordan's and torch's are, on GPUs and on processors that multiply
+    it natively (2.5 times as fast there as float32); in float32 on others; for float64 in float64.
     """
     if matrices_NRC.shape[1] > matrices_NRC.shape[2]:
         return orthogonalize(matrices_NRC.mT, steps).mT
@@ -119,7 +126,13 @@ def orthogonalize(matrices_NRC: Tensor, steps: int) -> Tensor:
 def _working_dtype(matrices: Tensor) -> torch.dtype:
     if matrices.dtype == torch.float64:
         return torch.float64
-    return torch.bfloat16 if matrices.is_cuda else torch.float32
+    return torch.bfloat16 if matrices.is_cuda or _cpu_multiplies_bfloat16() else torch.float32
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _batches(params: list[Tensor], splits: int) -> Iterator[list[Tensor]]:

@@ -192,8 +192,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     `max_norm` = 0 leaves the gradients alone. Nothing waits for a GPU here: reading the result does. A norm
     that is not finite makes all gradients NaN, so look at it before the optimizer steps.
     """
-    params = [param for param in parameters if param.grad is not None]
-    norm = nn.utils.get_total_norm([param.grad for param in params])
+    params = list(parameters)
+    norm = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return norm

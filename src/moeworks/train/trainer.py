@@ -32,7 +32,7 @@ class Progress:
     seconds: float = 0.0
     metrics_bytes: int = 0
     best_step: int | None = None
-    best_bits_per_byte: float = float("inf")
+    best_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,3 @@ def build_model(config: RunConfig, device: torch.device) -> Decoder:
     model = Decoder(config.model)
     model.activation_checkpointing = config.train.activation_checkpointing
     return model.to(device=device, dtype=torch.float64 if config.train.precision == "float64" else None)
-

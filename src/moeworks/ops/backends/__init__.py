@@ -27,16 +27,15 @@ BACKENDS: dict[str, _Entry] = {
 }
 
 
-def run_experts(
-    x_TD: Tensor, routing: Routing, experts: ExpertWeights, backend: Backend = "auto"
-) -> Tensor:
+def run_experts(x_TD: Tensor, routing: Routing, experts: ExpertWeights, backend: Backend = "auto") -> Tensor:
     """y [T, D], the weighted sum of the routed experts' outputs, in the dtype of x.
 
     Raises ConfigError when `backend` names one that cannot serve the input, with its reason.
     """
     if x_TD.shape[0] == 0:
         # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
-        return x_TD * sum(w.sum() for w in _tensors(experts))
+        scale = sum(w.sum() for w in _tensors(experts)) + routing.routing_weights_TK.sum()
+        return x_TD * scale.to(x_TD.dtype)
     name, _ = choose_backend(x_TD, experts, backend)
     return BACKENDS[name].run(x_TD, routing, experts)
 

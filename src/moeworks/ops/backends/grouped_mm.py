@@ -18,6 +18,8 @@ def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
         return "torch.nn.functional.grouped_mm has no float64"
     if x_TD.is_cuda and x_TD.dtype != torch.bfloat16:
         return f"on CUDA grouped_mm is fast only in bfloat16, the input is {x_TD.dtype}"
+    if torch.compiler.is_compiling() and x_TD.dtype != torch.bfloat16:
+        return f"torch compiles grouped_mm only in bfloat16, the input is {x_TD.dtype}"
     for width in (experts.down_proj.shape[1], experts.down_proj.shape[2]):
         if width * x_TD.element_size() % _ALIGNMENT:
             return f"a width of {width} in {x_TD.dtype} is not a multiple of {_ALIGNMENT} bytes"
@@ -29,7 +31,7 @@ def run(x_TD: Tensor, routing: Routing, experts: ExpertWeights) -> Tensor:
     plan = dispatch(routing, experts.num_experts)
     top_k = routing.top_k
     offsets = plan.rows_per_expert_E.cumsum(0).to(torch.int32)
-    # grouped_mm leaves the rows behind the last offset uninitialised: 0 * NaN would spread (pitfall 29).
+    # grouped_mm leaves the rows behind the last offset uninitialised: 0 * NaN would spread.
     computed_N1 = (torch.arange(plan.order_N.numel(), device=x_TD.device) < offsets[-1]).unsqueeze(1)
     weight_N1 = masked_weights(routing).to(x_TD.dtype).reshape(-1)[plan.order_N].unsqueeze(1)
     expert_N = torch.searchsorted(offsets, torch.arange(plan.order_N.numel(), device=x_TD.device), right=True)

@@ -71,7 +71,7 @@ def _forward(
     act = activate(hidden[:rows], cast(Activation, activation))
     if not weigh_input:
         act = act * weight
-    out = x.new_zeros(order_N.numel(), x_TD.shape[1])
+    out = _rows_then_zeros(x, order_N.numel(), rows)
     for e, (start, stop) in enumerate(spans):
         torch.mm(act[start:stop], down_proj[e].t(), out=out[start:stop])
         if down_bias is not None:
@@ -80,7 +80,10 @@ def _forward(
 
 
 @_forward.register_fake
-def _(x_TD, weights_TK, order_N, inverse_N, rows_E, up_proj, down_proj, up_bias, down_bias, activation, weigh_input):  # fmt: skip
+def _(
+    x_TD, weights_TK, order_N, inverse_N, rows_E, up_proj, down_proj, up_bias, down_bias,
+    activation, weigh_input,
+):  # fmt: skip
     return torch.empty_like(x_TD), x_TD.new_empty(order_N.numel(), up_proj.shape[1])
 
 
@@ -118,19 +121,17 @@ def _backward(
             for e, (start, stop) in enumerate(spans):
                 grad_weight[start:stop] += grad[start:stop] @ down_bias[e]
         act, grad_act = act * weight, grad_act * weight
-    grad_down = torch.zeros_like(down_proj)
+    grad_down = torch.empty_like(down_proj)
     for e, (start, stop) in enumerate(spans):
-        if stop > start:
-            torch.mm(grad[start:stop].t(), act[start:stop], out=grad_down[e])
+        torch.mm(grad[start:stop].t(), act[start:stop], out=grad_down[e])
     grad_hidden = activate_backward(grad_act, hidden, kind)
     x = _gather(x_TD, order_N, top_k, rows)
     x_in = x * weight if weigh_input else x
-    grad_up = torch.zeros_like(up_proj)
-    grad_x = x.new_zeros(order_N.numel(), x.shape[1])
+    grad_up = torch.empty_like(up_proj)
+    grad_x = _rows_then_zeros(x, order_N.numel(), rows)
     for e, (start, stop) in enumerate(spans):
-        if stop > start:
-            torch.mm(grad_hidden[start:stop].t(), x_in[start:stop], out=grad_up[e])
-            torch.mm(grad_hidden[start:stop], up_proj[e], out=grad_x[start:stop])
+        torch.mm(grad_hidden[start:stop].t(), x_in[start:stop], out=grad_up[e])
+        torch.mm(grad_hidden[start:stop], up_proj[e], out=grad_x[start:stop])
     if weigh_input:
         grad_weight[:rows] = (grad_x[:rows] * x).sum(dim=1)
         grad_x[:rows] *= weight
@@ -145,14 +146,20 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad_TD, x_TD, weights_TK, order_N, inverse_N, rows_E, hidden, up_proj, down_proj, down_bias, activation, weigh_input):  # fmt: skip
+def _(
+    grad_TD, x_TD, weights_TK, order_N, inverse_N, rows_E, hidden, up_proj, down_proj, down_bias,
+    activation, weigh_input,
+):  # fmt: skip
     bias = grad_TD.new_empty(down_proj.shape[:2] if down_bias is not None else (0,))
     shapes = (torch.empty_like(t) for t in (x_TD, weights_TK, up_proj, down_proj))
     return (*shapes, grad_TD.new_empty(up_proj.shape[:2]), bias)
 
 
 def _save(ctx, inputs, output):
-    x_TD, weights_TK, order_N, inverse_N, rows_E, up_proj, down_proj, up_bias, down_bias, activation, weigh_input = inputs  # fmt: skip
+    (
+        x_TD, weights_TK, order_N, inverse_N, rows_E, up_proj, down_proj, up_bias, down_bias,
+        activation, weigh_input,
+    ) = inputs  # fmt: skip
     ctx.save_for_backward(
         x_TD, weights_TK, order_N, inverse_N, rows_E, output[1], up_proj, down_proj, down_bias
     )
@@ -160,9 +167,10 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_TD, _grad_hidden):
-    has_down_bias = ctx.saved_tensors[-1] is not None
+    saved = ctx.saved_tensors  # once only: each access unpacks anew, which activation checkpointing forbids
+    has_down_bias = saved[-1] is not None
     x, weights, up, down, up_bias, down_bias = _backward(
-        grad_TD.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.weigh_input
+        grad_TD.contiguous(), *saved, ctx.activation, ctx.weigh_input
     )
     return (
         x, weights, None, None, None, up, down,
@@ -182,6 +190,13 @@ def _spans(rows_E: Tensor) -> list[tuple[int, int]]:
 def _gather(x_TD: Tensor, order_N: Tensor, top_k: int, rows: int) -> Tensor:
     """The tokens of the first `rows` sorted assignments, [rows, D]."""
     return x_TD.index_select(0, order_N[:rows] // top_k)
+
+
+def _rows_then_zeros(like: Tensor, total: int, rows: int) -> Tensor:
+    """[total, D] for the results of the first `rows` assignments; the others, never computed, are 0."""
+    out = like.new_empty(total, like.shape[1])
+    out[rows:] = 0
+    return out
 
 
 def _sorted_weights(weights_TK: Tensor, order_N: Tensor, rows: int) -> Tensor:
