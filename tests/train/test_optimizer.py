@@ -162,6 +162,17 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
     assert [group["splits"] for group in optimizers.parts["muon"].param_groups] == [1, 2]
 
 
+def test_adamw_takes_the_experts_when_asked_and_muon_keeps_the_other_matrices() -> None:
+    optimizers = build_optimizers(_model(), OptimizerConfig(expert_optimizer="adamw", weight_decay=0.1))
+    muon = [name for group in optimizers.parts["muon"].param_groups for name in group["param_names"]]
+    assert muon == list(
+        _layers("attention.q_proj.weight", "mlp.down_proj.weight") + _layers("mlp.gate_up_proj.weight")
+    )
+    decayed = optimizers.parts["adamw"].param_groups[0]
+    assert decayed["param_names"] == list(_layers("experts.down_proj") + _layers("experts.gate_up_proj"))
+    assert decayed["weight_decay"] == 0.1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adamw_for_all_equals_plain_formulas(dtype: torch.dtype) -> None:
     """Decoupled decay and bias-corrected moments (Loshchilov and Hutter 2019, algorithm 2), two steps."""

@@ -38,6 +38,8 @@ class OptimizerConfig:
 
     name: Literal["muon", "adamw"] = "muon"
     """muon for the hidden matrices (every expert's on its own) and adamw for the rest, or adamw for all."""
+    expert_optimizer: Literal["muon", "adamw"] = "muon"
+    """Under muon, what the routed experts take: each step muon orthogonalises all of them, used or not."""
     muon_lr: float = 0.02
     """Peak learning rate of the matrices under muon; updates have RMS 0.2 * lr, as AdamW's would."""
     lr: float = 3e-3

@@ -114,18 +114,26 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     """Optimizers for the parameters of `model` that require a gradient; their state starts at 0."""
     groups = group_parameters(model)
     params = dict(model.named_parameters())
-    matrices = [(name, params[name]) for name in groups.matrices]
-    fused_pairs = [(name, params[name]) for name in groups.fused_pairs]
-    rest = [(name, params[name]) for name in groups.rest]
-    decayed: NamedParameters = []
+    by_muon = {name for name, param in params.items() if _takes_muon(param, config)}
+
+    def named(names: Iterable[str]) -> NamedParameters:
+        return [(name, params[name]) for name in names]
+
+    matrices = named(name for name in groups.matrices if name in by_muon)
+    fused_pairs = named(name for name in groups.fused_pairs if name in by_muon)
+    decayed = named(name for name in groups.matrices + groups.fused_pairs if name not in by_muon)
+    rest = named(groups.rest)
     parts: dict[str, torch.optim.Optimizer] = {}
-    if config.name == "adamw":
-        decayed = matrices + fused_pairs
-    elif matrices or fused_pairs:
+    if matrices or fused_pairs:
         parts["muon"] = _muon(matrices, fused_pairs, config)
     if decayed or rest:
         parts["adamw"] = _adamw(decayed, rest, config)
     return Optimizers(parts)
+
+
+def _takes_muon(matrix: nn.Parameter, config: OptimizerConfig) -> bool:
+    """Whether a hidden matrix does; a stack of them is the routed experts'."""
+    return config.name == "muon" and (matrix.ndim == 2 or config.expert_optimizer == "muon")
 
 
 def _muon(matrices: NamedParameters, fused_pairs: NamedParameters, config: OptimizerConfig) -> Muon:

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+
+from moeworks.ops.attention import causal_attention, document_mask
+
+
+def random_qkv(batch=2, heads=4, kv_heads=2, length=6, keys=None, width=5):
+    torch.manual_seed(0)
+    q = torch.randn(batch, heads, length, width, dtype=torch.float64)
+    k, v = torch.randn(2, batch, kv_heads, keys or length, width, dtype=torch.float64)
+    return q, k, v
+
+
+def by_hand(q, k, v, allowed) -> torch.Tensor:
+    """softmax(q k / sqrt(P)) v over the key positions where allowed(b, i, j)."""
+    out = torch.zeros_like(q)
+    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        g = h // (q.shape[1] // k.shape[1])
+        seen = [j for j in range(k.shape[2]) if allowed(b, i, j)]
+        scores = torch.stack([q[b, h, i] @ k[b, g, j] for j in seen]) / math.sqrt(q.shape[3])
+        out[b, h, i] = scores.softmax(0) @ v[b, g, seen]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_equals_a_hand_written_softmax(kv_heads):
+    q, k, v = random_qkv(kv_heads=kv_heads)
+    want = by_hand(q, k, v, lambda b, i, j: j <= i)
+    torch.testing.assert_close(causal_attention(q, k, v), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "keys"), [(1, 6), (2, 6), (5, 6), (1, 1)])
+def test_queries_end_where_the_keys_end(length, keys):
+    q, k, v = random_qkv(length=length, keys=keys)
+    want = by_hand(q, k, v, lambda b, i, j: j <= i + keys - length)
+    torch.testing.assert_close(causal_attention(q, k, v), want, rtol=1e-12, atol=1e-12)
+
+
+DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 1], [7, 7, 7, 7, 7, 7], [0, 1, 2, 2, 0, 0]])
+
+
+def test_a_document_sees_only_itself():
+    q, k, v = random_qkv(batch=3)
+    want = by_hand(q, k, v, lambda b, i, j: j <= i and DOCUMENTS[b, i] == DOCUMENTS[b, j])
+    got = causal_attention(q, k, v, document_mask(DOCUMENTS))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_flow_through_rows_with_and_without_a_boundary():
+    tensors = [t.requires_grad_() for t in random_qkv(batch=3)]
+    want = by_hand(*tensors, lambda b, i, j: j <= i and DOCUMENTS[b, i] == DOCUMENTS[b, j])
+    want_gradients = torch.autograd.grad(want.square().sum(), tensors)
+    got = causal_attention(*tensors, document_mask(DOCUMENTS))
+    for gradient, expected in zip(
+        torch.autograd.grad(got.square().sum(), tensors), want_gradients, strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_only_rows_with_a_boundary_are_masked_on_the_cpu():
+    assert document_mask(DOCUMENTS).rows_R.tolist() == [0, 2]
+    assert document_mask(DOCUMENTS[[1]]) is None
+    assert document_mask(torch.zeros(3, 1, dtype=torch.int64)) is None
+
+
+def test_one_mask_for_all_rows_gives_the_same(monkeypatch):
+    q, k, v = random_qkv(batch=3)
+    chosen_rows = causal_attention(q, k, v, document_mask(DOCUMENTS))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    everywhere = document_mask(DOCUMENTS)
+    assert everywhere.rows_R is None and everywhere.mask_R1LL.shape == (3, 1, 6, 6)
+    monkeypatch.undo()
+    torch.testing.assert_close(causal_attention(q, k, v, everywhere), chosen_rows, rtol=1e-12, atol=1e-12)
