@@ -3,12 +3,13 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from moeworks.data.tokenizer import Tokenizer, load_tokenizer
-from moeworks.errors import CheckpointError
+from moeworks.errors import CheckpointError, check
 from moeworks.generate.loop import generate
 from moeworks.generate.sampling import SamplingConfig
 from moeworks.models.decoder import Decoder
@@ -27,9 +28,14 @@ class GenerateOptions:
     """Tokens to write at most."""
     seed: int = 0
     """Seed of the draws."""
-    device: str = "cpu"
-    """Where to run: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        check(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must not be negative")
+        available = self.device != "cuda" or torch.cuda.is_available()
+        check(available, "device", self.device, "torch finds no GPU here")
 
 
 def run(argv: list[str]) -> int:
@@ -64,7 +70,7 @@ def run(argv: list[str]) -> int:
 
 def _tokenizer(checkpoint: Path, model: Decoder) -> Tokenizer:
     """The run's tokenizer. Raises CheckpointError when its ids do not fit the model's embedding."""
-    path = checkpoint.parent.parent / "tokenizer.json"
+    path = checkpoint.resolve().parent.parent / "tokenizer.json"
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(

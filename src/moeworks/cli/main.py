@@ -46,17 +46,17 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch([word for word in argv if word != "--debug"])
         sys.stdout.flush()
         return code
-    except MoeworksError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"moeworks: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout once more when it exits; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except (MoeworksError, OSError) as error:  # OSError: a full disk, a folder without permission
+        if debug:
+            traceback.print_exc()
+        print(f"moeworks: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -1,10 +1,11 @@
 """`moeworks train [PRESET] [options]`, and `moeworks train --resume runs/NAME`."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -29,6 +30,8 @@ from moeworks.train.metrics import MetricsSink, open_loggers
 from moeworks.train.run_dir import RunDir, write_json
 from moeworks.train.trainer import Trainer
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -49,9 +52,10 @@ def run(argv: list[str]) -> int:
     parsed = parse(TrainOptions, argv, "moeworks train")
     options = parsed.options
     if options.resume is not None:
-        if parsed.chosen or options.dense_twin or options.name:
+        if parsed.chosen or options != TrainOptions(resume=options.resume):
             raise ConfigError(
-                "--resume continues a run with its own config: it takes no preset and no other field"
+                f"--resume {options.resume} continues a run with its own config: it takes no preset and no"
+                " other option"
             )
         directory, config = RunDir(options.resume), RunDir(options.resume).load_config()
     else:
@@ -72,14 +76,8 @@ class _Session:
         self.final: Evaluation | None = None
 
     def run(self) -> int:
-        self._claim_directory()
-        corpus = self._prepare_corpus()
-        trainer = Trainer(self.config, corpus, self.world)
-        self._restore(trainer)
-        if self.world.is_main:
-            corpus.tokenizer.save(self.directory.tokenizer)
         with ExitStack() as stack:
-            sink = self._open_sink(trainer, stack)
+            trainer, sink = self._main_first(lambda: self._set_up(stack))
             display = TrainingDisplay(self.console, self.config.train.steps, trainer.progress.step)
             stack.enter_context(display)
             finished = train(trainer, self.directory, sink, self._callbacks(trainer, display))
@@ -87,34 +85,66 @@ class _Session:
             return self._close(trainer, finished)
         return 0
 
-    def _claim_directory(self) -> None:
-        """Make the run's folder before anything slow happens: from then on --resume works."""
-        if self.world.is_main and not self.resume:
-            if self.directory.config.exists():
-                raise ConfigError(
-                    f"--name {self.directory.root.name}: {self.directory.root} is a run already;"
-                    f" continue it with --resume {self.directory.root}, or choose another --name"
-                )
+    def _main_first(self, work: Callable[[], Result]) -> Result:
+        """Do `work` on the main rank and then on the others, which leave in silence if it failed there."""
+        if not self.world.is_main:
+            if self.world.any(False):
+                raise SystemExit(2)
+            return work()
+        failed = True
+        try:
+            result = work()
+            failed = False
+        finally:
+            self.world.any(failed)
+        return result
+
+    def _set_up(self, stack: ExitStack) -> tuple[Trainer, MetricsSink | None]:
+        """All that can fail before the first step."""
+        with self._claimed_directory():
+            corpus = self._prepare_corpus()
+            trainer = Trainer(self.config, corpus, self.world)
+            self._restore(trainer)
+            if self.world.is_main:
+                corpus.tokenizer.save(self.directory.tokenizer)
+            return trainer, self._open_sink(trainer, stack)
+
+    @contextmanager
+    def _claimed_directory(self) -> Iterator[None]:
+        """Make the run's folder before anything slow happens: from then on --resume works.
+
+        A start that fails takes it away again.
+        """
+        if self.resume or not self.world.is_main:
+            yield
+            return
+        if self.directory.config.exists():
+            raise ConfigError(
+                f"--name {self.directory.root.name}: {self.directory.root} is a run already;"
+                f" continue it with --resume {self.directory.root}, or choose another --name"
+            )
+        try:
             self.directory.save_config(self.config)
-        self.world.wait()
+            yield
+        except BaseException:
+            self.directory.discard()
+            raise
 
     def _prepare_corpus(self) -> PreparedCorpus:
         """The main rank prepares the shards; the others then find them in the cache."""
-        if not self.world.is_main:
-            self.world.wait()
         corpus = prepare(
             self.config.data,
             self.config.corpus,
             self.config.model.vocab_size,
             progress=lambda text: self.console.print(text, highlight=False),
         )
-        if self.world.is_main:
-            self.world.wait()
         if self.resume and self.directory.tokenizer.is_file():
             saved = load_tokenizer(self.directory.tokenizer)
             if saved.fingerprint != corpus.tokenizer.fingerprint:
                 raise CheckpointError(
-                    f"{self.directory.tokenizer}: not the tokenizer of the corpus as it is now"
+                    f"{self.directory.tokenizer}: a vocabulary of {saved.vocab_size}, and not the tokenizer"
+                    f" that the corpus gives now, of {corpus.tokenizer.vocab_size}: this file or those in"
+                    f" {', '.join(self.config.data)} have changed"
                 )
         return corpus
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moeworks.errors import check
+
 _BUCKET_ELEMENTS = 16 * 1024 * 1024
 
 
@@ -59,14 +61,19 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
     Args:
         device: auto takes one GPU per process where there are GPUs (NCCL), else the CPU (gloo).
+
+    Raises ConfigError when `device` asks for GPUs and there are none, or fewer than processes.
     """
     use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    check(not use_gpu or torch.cuda.is_available(), "train.device", device, "torch finds no GPU here")
     if not dist.is_torchelastic_launched():
         yield World(device=torch.device("cuda" if use_gpu else "cpu"))
         return
     local = torch.device("cpu")
     if use_gpu:
-        local = torch.device("cuda", dist.get_node_local_rank())
+        number, found = dist.get_node_local_rank(), torch.cuda.device_count()
+        check(number < found, "train.device", device, f"process {number} has no GPU: torch finds {found}")
+        local = torch.device("cuda", number)
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if use_gpu else "gloo", device_id=local if use_gpu else None)
     try:

@@ -30,7 +30,7 @@ def learning_panels(run: RunData) -> list[Panel]:
 
 
 def _dead_caption(run: RunData) -> str:
-    caption = "Experts that got not a single token in a step; the layers are stacked."
+    caption = "Experts with under 1 % of a fair share since the point before; the layers are stacked."
     if not any(sum(record.dead_experts) for record in run.train):
         caption += " There was none at any logged step."
     return caption

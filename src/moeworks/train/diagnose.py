@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from moeworks.ops.routing import Routing
+
 
 def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str | None:
     """The name of the first submodule whose output is not finite while `run` calls the model, or None."""
@@ -12,7 +14,7 @@ def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str |
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
                 found.append(name)
 
         return hook
@@ -27,6 +29,8 @@ def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str |
     return found[0] if found else None
 
 
-def first_nonfinite_parameter(model: nn.Module) -> str | None:
-    """The first parameter that holds a NaN or an infinity, or None."""
-    return next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+def _tensors(output: object) -> tuple[Tensor, ...]:
+    """What a leaf module returns: a tensor, or a router's Routing. Containers return what these made."""
+    if isinstance(output, Routing):
+        return output.tensors()
+    return (output,) if isinstance(output, Tensor) else ()

@@ -1,5 +1,6 @@
 """The training loop: steps, lines of metrics, validations, checkpoints, and a clean way out."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ def _evaluate(trainer: Trainer, sink: MetricsSink | None, callbacks: Callbacks) 
     }
     # The final validation covers more text than the periodic ones: it is not compared with them.
     best = progress.best_bits_per_byte
-    improved = not final and (best is None or record["bits_per_byte"] < best)
+    improved = not final and record["bits_per_byte"] < (math.inf if best is None else best)
     if improved:
         progress.best_step, progress.best_bits_per_byte = progress.step, record["bits_per_byte"]
     _emit(record | {"final": final}, sink, callbacks)

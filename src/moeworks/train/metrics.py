@@ -12,13 +12,14 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from moeworks.config import RunConfig
 from moeworks.config.codec import to_dict
-from moeworks.errors import require
+from moeworks.errors import DataError, require
 
 Logger = Callable[[dict[str, Any]], None]
 
@@ -27,26 +28,41 @@ class MetricsSink:
     """Appends records to metrics.jsonl and hands them to the loggers."""
 
     def __init__(self, path: Path, loggers: list[Logger], *, keep_bytes: int = 0) -> None:
-        """Open `path`, keeping its first `keep_bytes` bytes: what a checkpoint knows of."""
-        self._loggers = loggers
-        self._file = path.open("ab")
-        self._file.truncate(keep_bytes)
+        """Open `path`, keeping its first `keep_bytes` bytes: what a checkpoint knows of.
+
+        Raises DataError, here and later, when the disk refuses.
+        """
+        self._path, self._loggers = path, loggers
+        with self._disk():
+            self._file = path.open("ab")
+            # A file that was shortened by hand must not grow by zeros.
+            self._file.truncate(min(keep_bytes, path.stat().st_size))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it is in the file when this returns."""
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        with self._disk():
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
         for logger in self._loggers:
             logger(record)
 
     def sync(self) -> int:
         """Make the file durable and return its length in bytes, for the checkpoint."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._disk():
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._disk():
+            self._file.close()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 def open_loggers(config: RunConfig, root: Path) -> list[Logger]:
@@ -82,7 +98,12 @@ def _tensorboard(config: RunConfig, root: Path) -> Logger:
 
 def _wandb(config: RunConfig, root: Path) -> Logger:
     run = require("wandb", extra="wandb").init(
-        project="moeworks", name=root.name, dir=str(root), config=to_dict(config), resume="allow"
+        project="moeworks",
+        id=root.name,
+        name=root.name,
+        dir=str(root),
+        config=to_dict(config),
+        resume="allow",
     )
 
     def log(record: dict[str, Any]) -> None:

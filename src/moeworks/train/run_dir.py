@@ -10,14 +10,15 @@ runs/NAME/
 """
 
 import json
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict, to_dict
-from moeworks.errors import CheckpointError
+from moeworks.data.atomic import write_atomically
+from moeworks.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,28 @@ class RunDir:
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.config, to_dict(config))
 
+    def discard(self) -> None:
+        """Take away what a start has written before its first step, and the folder if it is empty then."""
+        with suppress(OSError):
+            for path in (self.config, self.tokenizer, self.metrics):
+                path.unlink(missing_ok=True)
+            self.root.rmdir()
+
     def load_config(self) -> RunConfig:
-        """Raises CheckpointError when this is no run folder."""
+        """Raises CheckpointError when this is no run folder, or its config.json is not what was written."""
         if not self.config.is_file():
             raise CheckpointError(f"{self.root}: not a run: it has no config.json")
         try:
             return from_dict(RunConfig, json.loads(self.config.read_text("utf-8")))
-        except json.JSONDecodeError as error:
+        except ConfigError as error:
+            raise CheckpointError(f"{self.config}: {error}") from error
+        except ValueError as error:
             raise CheckpointError(f"{self.config}: not JSON: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that a reader sees the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    os.replace(part, path)
+    """Write `value` as JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises DataError when the disk refuses.
+    """
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -54,7 +54,7 @@ def accumulate_gradients(
         share = batch.valid_BL.sum() / total
         cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
         if global_counts_lE is None and config.balance.global_batch_coef and world.size > 1:
-            global_counts_lE = world.sum_(_stack_counts(output.routings, load_counts))
+            global_counts_lE = world.sum_(_stack_counts(output.routings, load_counts, world.device))
         balance = balance_losses(output.routings, config.balance, global_counts_lE)
         (cross_entropy + share * total_balance_loss(balance, config.balance)).backward()
         parts.append(_detached(output.routings, cross_entropy, balance, share))
@@ -95,29 +95,33 @@ def _counts_ahead(
     """
     if not config.balance.global_batch_coef or len(batches) == 1:
         return None
-    random_state = torch.get_rng_state()
     counts = []
-    with torch.no_grad(), autocast(config, world.device):
+    devices = [world.device] if world.device.type == "cuda" else []
+    with torch.no_grad(), autocast(config, world.device), torch.random.fork_rng(devices):
         for batch in batches:
-            counts.append(_stack_counts(_run(model, batch).routings, load_counts))
-    torch.set_rng_state(random_state)
+            counts.append(_stack_counts(_run(model, batch).routings, load_counts, world.device))
     return world.sum_(torch.stack(counts).sum(dim=0))
 
 
-def _stack_counts(routings: Sequence[Routing], count: Callable[[Routing], Tensor]) -> Tensor:
+def _stack_counts(
+    routings: Sequence[Routing], count: Callable[[Routing], Tensor], device: torch.device
+) -> Tensor:
     """[layers, E]; a dense model has no rows."""
-    return torch.stack([count(r) for r in routings]) if routings else torch.zeros(0, 0, dtype=torch.int64)
+    if not routings:
+        return torch.zeros(0, 0, dtype=torch.int64, device=device)
+    return torch.stack([count(r) for r in routings])
 
 
 def _detached(
     routings: Sequence[Routing], cross_entropy: Tensor, balance: dict[str, Tensor], share: Tensor
 ) -> StepLosses:
+    device = cross_entropy.device
     dropped = [r.dropped_fraction().detach() * share for r in routings]
     return StepLosses(
         loss=cross_entropy.detach(),
         balance={name: loss.detach() * share for name, loss in balance.items()},
-        counts_lE=_stack_counts(routings, Routing.tokens_per_expert),
-        dropped_l=torch.stack(dropped) if dropped else torch.zeros(0),
+        counts_lE=_stack_counts(routings, Routing.tokens_per_expert, device),
+        dropped_l=torch.stack(dropped) if dropped else torch.zeros(0, device=device),
     )
 
 

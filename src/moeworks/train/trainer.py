@@ -11,6 +11,7 @@ from torch import Tensor
 from moeworks.checkpoint import Checkpoint
 from moeworks.config import RunConfig
 from moeworks.config.codec import to_dict
+from moeworks.data.batches import Batch
 from moeworks.data.loader import TrainLoader
 from moeworks.data.shards import PreparedCorpus
 from moeworks.errors import CheckpointError, TrainingError, check
@@ -52,6 +53,14 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus, world: World) -> None:
+        """Raises ConfigError when the batch does not divide, and DataError for a corpus that is too short."""
+        shards = config.train.accumulation * world.size
+        check(
+            config.train.batch_size % shards == 0,
+            "train.batch_size",
+            config.train.batch_size,
+            f"must be a multiple of accumulation * processes = {shards}",
+        )
         self.config, self.corpus, self.world = config, corpus, world
         self.progress = Progress()
         torch.manual_seed(config.train.seed)
@@ -63,18 +72,11 @@ class Trainer:
         self._forward: Callable[..., DecoderOutput] = self.model
         if config.train.compile:
             self._forward = torch.compile(self.model)
-        shards = config.train.accumulation * world.size
-        check(
-            config.train.batch_size % shards == 0,
-            "train.batch_size",
-            config.train.batch_size,
-            f"must be a multiple of accumulation * processes = {shards}",
-        )
 
     def step(self) -> Step:
         """Take one optimizer step. Raises TrainingError when a loss or gradient is not finite."""
         train = self.config.train
-        torch.manual_seed(_mixed_seed(train.seed, self.progress.step, self.world.rank))
+        self._seed_step()
         self.model.train()
         scale = lr_scale(self.progress.step, train.steps, self.config.optimizer)
         self.optimizers.set_lr_scale(scale)
@@ -114,7 +116,7 @@ class Trainer:
         self.optimizers.load_state_tensors(checkpoint.tensors["optimizer"])
         self.progress = Progress(**saved["progress"])
 
-    def _batches(self) -> list[Any]:
+    def _batches(self) -> list[Batch]:
         """This rank's micro-batches: the global batch cut by micro-batch first, then by rank."""
         train, world = self.config.train, self.world
         rows = train.batch_size // (train.accumulation * world.size)
@@ -122,22 +124,32 @@ class Trainer:
         starts = (first + micro * rows * world.size for micro in range(train.accumulation))
         return [self.loader.rows(start, rows).to(world.device) for start in starts]
 
-    def _diagnosis(self, batches: list[Any], losses: StepLosses) -> str:
+    def _seed_step(self) -> None:
+        torch.manual_seed(_mixed_seed(self.config.train.seed, self.progress.step, self.world.rank))
+
+    def _diagnosis(self, batches: list[Batch], losses: StepLosses) -> str:
+        """What was not finite in this step, and in which module."""
+        where = f"step {self.progress.step + 1} (loss {float(losses.loss):.4f})"
+
         def forward() -> None:
             with autocast(self.config, self.world.device):
                 for batch in batches:
                     self.model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL)
 
-        step = self.progress.step + 1
+        self._seed_step()
         module = first_nonfinite_module(self.model, forward)
         if module is not None:
-            return f"step {step}: the output of {module} is not finite (loss {float(losses.loss)})"
+            return f"{where}: the output of {module} is not finite"
+        # Clipping has spread a NaN over all gradients: this rank makes its own anew.
+        self._seed_step()
+        self.optimizers.zero_grad()
+        accumulate_gradients(self.model, batches, self.config, World(device=self.world.device))
         gradient = first_nonfinite_gradient(self.model)
-        return f"step {step}: the gradient of {gradient} is not finite (loss {float(losses.loss):.4f})"
+        return f"{where}: {f'the gradient of {gradient}' if gradient else 'the gradient norm'} is not finite"
 
 
 def _mixed_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
 
 
 def build_model(config: RunConfig, device: torch.device) -> Decoder:

@@ -64,6 +64,7 @@ def _forward(
     if weigh_input:
         x = x * weight
     hidden = x.new_empty(order_N.numel(), up_proj.shape[1])
+    hidden[rows:] = 0  # rows that no expert computes: an operator's result must not hold stray memory
     for e, (start, stop) in enumerate(spans):
         torch.mm(x[start:stop], up_proj[e].t(), out=hidden[start:stop])
         if up_bias is not None:
