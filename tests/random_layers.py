@@ -39,7 +39,7 @@ def make_routing(logits: Tensor, *, top_k: int = 2, groups: int = 1, **fields) -
 
 
 def logits_for(expert_ids: list[list[int]], num_experts: int, *, height: float = 50.0) -> Tensor:
-    """float64 logits that choose `expert_ids`, in this order, with nearly all the probability on the first."""
+    """float64 logits that choose `expert_ids`, in this order, nearly all the probability on the first."""
     logits = torch.zeros(len(expert_ids), num_experts, dtype=torch.float64)
     for row, ids in zip(logits, expert_ids, strict=True):
         for slot, expert in enumerate(ids):

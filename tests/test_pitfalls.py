@@ -47,7 +47,10 @@ def test_pitfall_01_top_1_weights_that_are_always_1(options):
 
 
 def test_pitfall_02_the_selection_bias_is_no_weight():
-    """The bias leaked into the combine weights: vllm#12002; recovering them as biased - bias underflows: flashinfer#3875."""
+    """The bias leaked into the combine weights, or they were recovered as biased - bias, which underflows.
+
+    vllm#12002, flashinfer#3875.
+    """
     moe = random_moe(make_config(**BIASED, renormalize=False))
     _, routing = moe(tokens())
     chosen = routing.router_logits_TE.sigmoid().gather(1, routing.expert_ids_TK)
@@ -63,7 +66,10 @@ def test_pitfall_02_renormalising_weights_that_underflow():
 
 
 def test_pitfall_03_masked_groups_never_win():
-    """Losing groups masked with 0 win once biased scores are negative: ktransformers#1148, vllm#13474, flashinfer#2168."""
+    """Losing groups masked with 0 win once biased scores are negative.
+
+    ktransformers#1148, vllm#13474, flashinfer#2168.
+    """
     for group_score in ("max", "top2_sum"):
         moe = random_moe(make_config(**BIASED, num_groups=2, top_k_groups=1, group_score=group_score))
         moe.router.expert_bias.zero_()
@@ -81,7 +87,10 @@ def test_pitfall_04_the_group_score_is_what_its_name_says():
 
 
 def test_pitfall_05_expert_bias_stays_float32():
-    """In bfloat16 238 distinct biases became 8 and 98.5 % of tokens changed experts: sglang#37133, Megatron-LM#1482."""
+    """Cast to bfloat16, 238 distinct biases became 8 and 98.5 % of tokens changed experts.
+
+    sglang#37133, Megatron-LM#1482.
+    """
     moe = MoE(make_config(**BIASED, num_experts=256, top_k=8))
     moe.router.expert_bias.copy_(8 + torch.arange(256) * 1e-4)
     exact = moe.router.expert_bias.clone()
@@ -96,7 +105,10 @@ def test_pitfall_05_expert_bias_stays_float32():
 
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
 def test_pitfall_06_the_router_is_float32_under_autocast_and_jitter_does_not_upcast(jitter):
-    """Router in bfloat16: torchtitan#2389, Automodel#3255; jitter changed the output's dtype: Megatron-LM !3774."""
+    """The router ran in bfloat16, or its jitter changed the dtype of the output.
+
+    torchtitan#2389, Automodel#3255, Megatron-LM !3774.
+    """
     moe, x = random_moe(make_config(input_jitter=jitter), dtype=torch.float32), tokens().float()
     torch.manual_seed(0)
     exact = moe(x)[1].router_logits_TE
@@ -121,14 +133,20 @@ def test_pitfall_07_the_output_bias_is_weighted(backend):
 
 
 def test_pitfall_08_ties_go_to_the_lower_id():
-    """top-k left the order of equal scores open, so recompute and ranks disagreed: torchtitan#3600, Automodel#3140."""
+    """top-k left the order of equal scores open, so recompute and ranks disagreed.
+
+    torchtitan#3600, Automodel#3140.
+    """
     for count in (3, 64, 257):
         routing = make_routing(torch.zeros(count, 160), top_k=6, groups=8, top_k_groups=3)
         assert routing.expert_ids_TK.tolist() == [[0, 1, 2, 3, 4, 5]] * count
 
 
 def test_pitfall_09_layers_are_averaged_and_not_pooled():
-    """Collapse of two layers on different experts cancels when layers are concatenated: transformers#28255, #31464."""
+    """Collapse of two layers on different experts cancels when layers are concatenated.
+
+    transformers#28255, #31464.
+    """
     collapsed = [make_routing(logits_for([pair] * 8, 16, height=99.0)) for pair in ([0, 1], [2, 3])]
     for loss in balance_losses(collapsed, SWITCH).values():
         # Half of the load on an expert with all the probability; pooled it would be 4.
@@ -146,7 +164,10 @@ def test_pitfall_11_the_loss_takes_the_softmax_once():
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrtsoftplus"])
 def test_pitfall_12_the_loss_is_not_constant_and_scores_are_normalised(score):
-    """A constant loss: transformers#28093; sigmoid scores not normalised, or raw logits as P: Megatron-LM !2801, OLMo-core."""
+    """The loss was a constant, P was not normalised for sigmoid scores, or P was the raw logits.
+
+    transformers#28093, Megatron-LM !2801 and !3279.
+    """
     logits = (torch.randn(32, 6, generator=torch.Generator().manual_seed(0)).double() - 5).requires_grad_()
     routing = make_routing(logits, score=score)
     assert losses.mean_probs(routing).sum().item() == pytest.approx(1)
@@ -170,7 +191,10 @@ def test_pitfall_13_load_counts_before_drops_and_without_the_bias():
 
 
 def test_pitfall_14_padding_counts_nowhere():
-    """Padding in f, P, z, counts or capacity: transformers#28505, Megatron-LM#1984, torchtitan#4594, Automodel#3223."""
+    """Padding counted in f, P, the z-loss, the counts of the bias, or the capacity.
+
+    transformers#28505, Megatron-LM#1984, torchtitan#4594, Automodel#3223.
+    """
     real, junk = tokens(12), 30 * tokens(20)
     moe = random_moe(make_config(**BIASED, capacity_factor=1.0))
     valid = torch.arange(32) % 8 < 3
@@ -218,7 +242,10 @@ def test_pitfall_18_nothing_keeps_a_routing_alive():
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_pitfall_21_checkpointing_counts_once(use_reentrant):
-    """A counter in forward counts twice under recompute, by use_reentrant: torchtitan (a `// 2`), Automodel#3247."""
+    """A counter in forward counts twice under recompute, by use_reentrant.
+
+    torchtitan (a `// 2`), Automodel#3247.
+    """
     moe = random_moe(make_config(**BIASED))
     passes = recorded_passes(moe)
     state = {name: value.clone() for name, value in moe.state_dict().items()}
@@ -250,7 +277,10 @@ def test_pitfall_22_a_forward_changes_no_state(training):
 
 @pytest.mark.parametrize("backend", ["reference", "sorted", "grouped_mm"])
 def test_pitfall_29_experts_and_rows_without_tokens(backend):
-    """Uninitialised rows behind the last expert: 0 * NaN = NaN in gradients: pytorch#154557, #193633, torchtitan#1237."""
+    """Uninitialised rows behind the last expert: 0 * NaN = NaN in gradients.
+
+    pytorch#154557, #193633, torchtitan#1237.
+    """
     config = make_config(capacity_factor=0.5, num_zero_experts=2, router_bias=True, expert_linear_bias=True)
     moe = random_moe(config, backend=backend, dtype=torch.float32)
     with torch.no_grad():
@@ -278,7 +308,10 @@ def test_pitfall_31_capacity_is_never_above_the_tokens_and_counts_k():
 
 
 def test_pitfall_32_dropping_by_probability_ranks_probabilities():
-    """Ranking logits let unchosen experts (0) beat negative logits; almost nothing was kept: DeepSpeed#7986."""
+    """Ranking logits let unchosen experts (0) beat negative logits; almost nothing was kept.
+
+    DeepSpeed#7986.
+    """
     torch.manual_seed(0)
     logits = torch.randn(64, 4, dtype=torch.float64) - 10
     config = make_config(capacity_factor=1.0, drop_policy="probability")
@@ -294,7 +327,10 @@ def test_pitfall_32_dropping_by_probability_ranks_probabilities():
 
 
 def test_pitfall_35_evaluation_is_never_random_and_experts_start_different():
-    """Two eval calls differed by up to 12.4, and all experts started as copies: DeepSpeed 0.19.8, fairscale 0.4.13."""
+    """Two eval calls differed by up to 12.4, and all experts started as copies.
+
+    DeepSpeed 0.19.8, fairscale 0.4.13.
+    """
     config = make_config(
         noisy_top_k=True,
         input_jitter=0.5,

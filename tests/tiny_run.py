@@ -1,5 +1,8 @@
 """A run that takes milliseconds a step, its texts and its corpus, for tests of training and what follows it."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,3 +123,14 @@ def differing(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
     """Names of the tensors that are not equal bit for bit."""
     assert left.keys() == right.keys()
     return [name for name, value in left.items() if not torch.equal(value, right[name])]
+
+
+@contextmanager
+def full_disk(room: int = 0) -> Iterator[None]:
+    """No file can grow beyond `room` bytes here: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

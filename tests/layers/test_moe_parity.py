@@ -1,4 +1,4 @@
-"""A training step of the MoE layer against straight_loop: output, loss and every gradient, for every option."""
+"""A training step of the MoE layer against straight_loop: output, loss, every gradient, for every option."""
 
 import pytest
 import straight_loop

@@ -72,7 +72,7 @@ def test_a_packed_row_equals_its_documents_apart():
     packed = model(row, document_ids_BL=documents).logits_BLV
     start = 0
     for length in (3, 4, 5):
-        # Alone a document starts at position 0; rotary scores know distances only, to the float32 of their table.
+        # Alone a document starts at position 0: rotary scores know distances, up to their float32 table.
         alone = model(row[:, start : start + length]).logits_BLV
         assert_close(packed[:, start : start + length], alone, 1e-5)
         others = (row + 7) % 50

@@ -25,7 +25,7 @@ def test_the_smooth_load_is_the_chance_to_be_chosen_when_the_own_noise_is_drawn_
         noisy = routing.router_logits_TE.repeat(draws, 1, 1)
         noisy[:, :, e] = clean[:, e] + std[:, e] * torch.randn(draws, 3, dtype=torch.float64)
         chance[:, e] = (noisy.topk(2, dim=-1).indices == e).any(-1).double().mean(0)
-    # Each chance is a mean of 20 000 draws, good to 0.0035 (one deviation), and the loss is a smooth function.
+    # Each chance is a mean of 20 000 draws, with a standard error of at most 0.0035.
     torch.testing.assert_close(load_loss(routing), cv2_plus_1(chance.sum(0)), rtol=0.02, atol=0)
 
 

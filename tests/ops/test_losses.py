@@ -1,4 +1,4 @@
-"""Closed forms of the balance losses: 1 at perfect balance, their stated value at collapse, padding, sequences."""
+"""Closed forms of the balance losses: 1 at perfect balance, a maximum at collapse, padding, sequences."""
 
 import math
 from dataclasses import replace
