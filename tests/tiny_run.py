@@ -104,7 +104,8 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
 def gradients_of(model: Decoder) -> dict[str, torch.Tensor]:
     """Copies of the gradients by name; a missing one is 0."""
     return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
     }
 
 

@@ -40,7 +40,9 @@ def test_inner_modules_come_before_those_that_hold_them():
     assert first(nn.Sequential(nn.Identity(), chain(0.0, torch.nan))) == "1.1"
 
 
-@pytest.mark.parametrize(("parameter", "module"), [("router.weight", "router"), ("experts.down_proj", "experts")])
+@pytest.mark.parametrize(
+    ("parameter", "module"), [("router.weight", "router"), ("experts.down_proj", "experts")]
+)
 def test_router_is_seen_through_its_routing(parameter, module):
     moe = random_moe(make_config())
     moe.get_parameter(parameter).data.fill_(torch.nan)

@@ -234,7 +234,9 @@ def test_lines_after_the_checkpoint_are_written_again_and_not_twice(texts, corpu
 def test_resumed_finished_run_takes_no_step(texts, corpus, tmp_path):
     run_loop(tiny_config(texts), corpus, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_bytes()
-    _, finished = run_loop(tiny_config(texts), corpus, tmp_path, on_step=lambda trainer: pytest.fail("a step"))
+    _, finished = run_loop(
+        tiny_config(texts), corpus, tmp_path, on_step=lambda trainer: pytest.fail("a step")
+    )
     assert finished
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines
 

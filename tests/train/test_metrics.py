@@ -11,7 +11,14 @@ from tiny_run import full_disk, tiny_config
 from moeworks.errors import DataError, MissingDependencyError
 from moeworks.train.metrics import MetricsSink, flatten, open_loggers
 
-TRAIN = {"kind": "train", "step": 2, "loss": 1.5, "balance": {"z": 0.25}, "max_vio": [0.5, 1.0], "final": True}
+TRAIN = {
+    "kind": "train",
+    "step": 2,
+    "loss": 1.5,
+    "balance": {"z": 0.25},
+    "max_vio": [0.5, 1.0],
+    "final": True,
+}
 
 
 @pytest.fixture

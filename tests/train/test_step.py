@@ -197,7 +197,9 @@ def test_dense_model_has_no_counts_and_no_balance(texts):
 
 
 def test_bfloat16_is_autocast_around_a_float32_router(texts):
-    configs = [tiny_config(texts, balance=INVARIANT, train=dict(precision=p)) for p in ("bfloat16", "float32")]
+    configs = [
+        tiny_config(texts, balance=INVARIANT, train=dict(precision=p)) for p in ("bfloat16", "float32")
+    ]
     (low, low_grads), (full, _) = (one_step(config, 2) for config in configs)
     assert {grad.dtype for grad in low_grads.values()} == {torch.float32}
     assert float(low.loss) != float(full.loss)

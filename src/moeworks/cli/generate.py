@@ -32,15 +32,13 @@ class GenerateOptions:
     """Where to run."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)
 
-    def __post_init__(self) -> None:
-        check(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must not be negative")
-        available = self.device != "cuda" or torch.cuda.is_available()
-        check(available, "device", self.device, "torch finds no GPU here")
-
 
 def run(argv: list[str]) -> int:
     """Load the model and stream the text."""
     options = tyro.cli(GenerateOptions, prog="moeworks generate", args=argv)
+    check(options.max_new_tokens >= 0, "max_new_tokens", options.max_new_tokens, "must not be negative")
+    has_device = options.device == "cpu" or torch.cuda.is_available()
+    check(has_device, "device", options.device, "torch finds no GPU here")
     directory = find_checkpoint(options.model)
     model = load(directory, device=options.device)
     tokenizer = _tokenizer(directory, model)

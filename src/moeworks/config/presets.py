@@ -30,6 +30,13 @@ def _laptop() -> RunConfig:
             router=RouterConfig(num_experts=32, top_k=2),
             experts=ExpertsConfig(d_expert=192),
         ),
+        # Small batches and AdamW for the experts: at this size steps are worth more than tokens, and muon
+        # on all experts would cost a third of a step.
+        optimizer=OptimizerConfig(expert_optimizer="adamw", lr=6e-3, warmup_steps=30),
+        corpus=CorpusConfig(validation_fraction=0.1),
+        train=TrainConfig(
+            steps=1200, batch_size=8, seq_len=256, log_every=20, eval_every=200, checkpoint_every=200
+        ),
     )
 
 
