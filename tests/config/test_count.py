@@ -19,7 +19,6 @@ from moeworks.config.count import (
     count_flops,
     count_kv_bytes,
     count_parameters,
-    shared_width,
 )
 
 V, D, H, G, P, F, E, K, LAYERS = 50, 16, 4, 2, 6, 10, 5, 2, 3
@@ -104,9 +103,9 @@ def test_top_k_over_the_experts_with_weights_is_bounded_by_them():
 
 
 def test_shared_width():
-    assert shared_width(MoEConfig(d_model=D, d_expert=F)) == 0
-    assert shared_width(MoEConfig(d_model=D, d_expert=F, num_shared_experts=3)) == 3 * F
-    assert shared_width(MoEConfig(d_model=D, d_expert=F, num_shared_experts=3, d_shared=4)) == 12
+    assert MoEConfig(d_model=D, d_expert=F).shared_width == 0
+    assert MoEConfig(d_model=D, d_expert=F, num_shared_experts=3).shared_width == 3 * F
+    assert MoEConfig(d_model=D, d_expert=F, num_shared_experts=3, d_shared=4).shared_width == 12
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 300))

@@ -116,11 +116,6 @@ def count_kv_bytes(model: ModelConfig, bytes_per_value: float) -> int:
     return math.ceil(values * bytes_per_value)
 
 
-def shared_width(moe: MoEConfig) -> int:
-    """Hidden width of the one block that computes all shared experts; 0 when there are none."""
-    return moe.num_shared_experts * (moe.d_shared or moe.d_expert)
-
-
 # One layer's pieces.
 
 
@@ -161,7 +156,7 @@ def _router(moe: MoEConfig) -> int:
 def _shared(moe: MoEConfig) -> int:
     if moe.num_shared_experts == 0:
         return 0
-    block = _mlp(moe.d_model, shared_width(moe), moe.activation, bias=False)
+    block = _mlp(moe.d_model, moe.shared_width, moe.activation, bias=False)
     return block + moe.d_model * moe.shared_token_gate
 
 

@@ -253,6 +253,11 @@ class MoEConfig(RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig
     d_model: int
     """Width of the tokens that enter and leave the layer (D)."""
 
+    @property
+    def shared_width(self) -> int:
+        """Hidden width of the one block that computes all shared experts; 0 when there are none."""
+        return self.num_shared_experts * (self.d_shared or self.d_expert)
+
     def __post_init__(self) -> None:
         check(self.d_model >= 1, "d_model", self.d_model, "must be at least 1")
         for group in (RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig):

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 from moeworks.config.balance import BalanceConfig
-from moeworks.config.count import shared_width
 from moeworks.config.model import (
     ExpertsConfig,
     GQAConfig,
@@ -136,7 +135,7 @@ def dense_twin(config: RunConfig) -> RunConfig:
 def _twin_block(model: ModelConfig) -> MLPConfig:
     moe = model.moe
     block = MLPConfig(
-        d_ff=moe.top_k * moe.d_expert + shared_width(moe),
+        d_ff=moe.top_k * moe.d_expert + moe.shared_width,
         mlp_activation=moe.activation,
         mlp_bias=moe.expert_linear_bias,
     )

@@ -34,8 +34,7 @@ class MoE(nn.Module):
         self.experts = Experts(config, backend)
         self.shared = self.shared_token_gate = None
         if config.num_shared_experts:
-            width = config.num_shared_experts * (config.d_shared or config.d_expert)
-            self.shared = MLP(config.d_model, width, config.activation)
+            self.shared = MLP(config.d_model, config.shared_width, config.activation)
             if config.shared_token_gate:
                 self.shared_token_gate = nn.Linear(config.d_model, 1, bias=False)
 
