@@ -1,5 +1,6 @@
 """Closed forms of the balance losses: 1 at perfect balance, a maximum at collapse, padding, sequences."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -8,8 +9,10 @@ import torch
 from random_layers import logits_for, make_routing
 
 from moeworks import BalanceConfig, Routing, balance_losses, total_balance_loss
+from moeworks.config import RouterConfig
 from moeworks.errors import ConfigError
 from moeworks.ops import losses
+from moeworks.ops.routing import route
 
 E = 8
 ONE_LAYER = {
@@ -151,22 +154,40 @@ def test_independent_of_micro_batching(loss):
         torch.testing.assert_close(split, loss(whole))
 
 
-def test_global_batch_loss_of_micro_batches_adds_up_to_that_of_the_batch():
-    first, second = random_routing(0, 6), random_routing(1, 18)
-    counts = losses.load_counts(first) + losses.load_counts(second)
-    config = BalanceConfig(global_batch_coef=1)
-    parts = [balance_losses([r], config, counts[None])["global_batch"] for r in (first, second)]
-    whole = losses.switch_loss(join(first, second))
-    torch.testing.assert_close((6 * parts[0] + 18 * parts[1]) / 24, whole)
-    local = (6 * losses.switch_loss(first) + 18 * losses.switch_loss(second)) / 24
-    assert (local - whole).abs() > 1e-3
+def add_totals(*parts: losses.StepTotals) -> losses.StepTotals:
+    names = [f.name for f in dataclasses.fields(losses.StepTotals)]
+    return losses.StepTotals(**{n: sum(getattr(p, n) for p in parts) for n in names})
 
 
-def test_each_layer_uses_its_own_global_counts():
-    routings = [random_routing(0), random_routing(1)]
-    counts = torch.stack([losses.load_counts(r) * 3 for r in reversed(routings)])
-    loss = balance_losses(routings, BalanceConfig(global_batch_coef=1), counts)["global_batch"]
-    want = sum(losses.switch_loss(r, c) for r, c in zip(routings, counts, strict=True)) / 2
+@pytest.mark.parametrize("name", sorted(losses.STEP_WIDE))
+def test_step_wide_losses_do_not_depend_on_micro_batches(name: str):
+    """Each part has the loss of the whole, and the parts' gradients are the whole's."""
+    config = BalanceConfig(**{"global_batch_coef": 0, f"{name}_coef": 1, "num_devices": 2})
+    logits = torch.randn(24, 4, dtype=torch.float64, requires_grad=True)
+    noise = torch.rand(24, 4, dtype=torch.float64) + 0.1
+    router = RouterConfig(num_experts=4, top_k=2, noisy_top_k=True)
+    torch.manual_seed(0)
+    routing = route(logits, router, noise_std_TE=noise)
+    cuts = (slice(0, 6), slice(6, 24))
+    parts = [routing.with_tensors(tuple(t[cut] for t in routing.tensors())) for cut in cuts]
+    totals = add_totals(*(losses.step_totals(part, config) for part in parts))
+    whole = balance_losses([routing], config)[name]
+    found = [balance_losses([part], config, [totals])[name] for part in parts]
+    for loss in found:
+        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
+    (want,) = torch.autograd.grad(whole, logits, retain_graph=True)
+    (gradient,) = torch.autograd.grad(sum(found), logits, retain_graph=True)
+    torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-14)
+    assert want.abs().max() > 0
+    alone = balance_losses([parts[0]], config)[name]
+    assert (alone - whole).abs() > 1e-4
+
+
+def test_each_layer_uses_its_own_totals():
+    routings, config = [random_routing(0), random_routing(1)], BalanceConfig(global_batch_coef=1)
+    totals = [losses.step_totals(r, config) for r in reversed(routings)]
+    loss = balance_losses(routings, config, totals)["global_batch"]
+    want = sum(losses.switch_loss(r, t) for r, t in zip(routings, totals, strict=True)) / 2
     torch.testing.assert_close(loss, want)
 
 

@@ -1,5 +1,6 @@
 """Which balance losses and bias updates a training run uses."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -11,13 +12,15 @@ class BalanceConfig:
     """Coefficients of the balance losses; several can be on at once and 0 costs nothing.
 
     Every *balance* loss is 1.0 at perfect balance, per layer, and averaged over layers. None of them enters
-    the reported cross-entropy.
+    the reported cross-entropy. All but switch are those of the whole optimizer step, however it is cut into
+    micro-batches and ranks; with accumulation, losses of sums (global_batch, device, communication, entropy,
+    importance, load) therefore cost a second forward pass that finds the sums.
     """
 
     switch_coef: float = 0.0
     """Switch / GShard loss over each micro-batch (Fedus et al. 2021, eq. 4)."""
     global_batch_coef: float = 0.01
-    """The same loss with loads counted over all ranks and accumulation steps (Qiu et al. 2025)."""
+    """The same loss over all ranks and accumulation steps (Qiu et al. 2025)."""
     sequence_coef: float = 0.0
     """Sequence-wise loss (DeepSeek-V3, section 2.1.2); a packed document is a sequence of its own."""
     device_coef: float = 0.0
@@ -45,7 +48,9 @@ class BalanceConfig:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name.endswith("_coef"):
-                check(value >= 0, f"balance.{entry.name}", value, "must not be negative")
+                check(
+                    0 <= value < math.inf, f"balance.{entry.name}", value, "must be finite and not negative"
+                )
         check(self.num_devices >= 1, "balance.num_devices", self.num_devices, "must be at least 1")
         check(self.bias_rate > 0, "balance.bias_rate", self.bias_rate, "must be positive")
         for name in ("device_coef", "communication_coef"):

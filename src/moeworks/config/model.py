@@ -6,6 +6,7 @@ choice of values. MoEConfig is the flat union of the groups that make up one MoE
 fields, so each field has one home.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -100,7 +101,7 @@ class RouterConfig:
     top_k_groups: int = 1
     """Groups that a token may use."""
     group_score: Literal["max", "top2_sum"] = "top2_sum"
-    """A group's score: its best expert (DeepSeek-V2) or the sum of its two best (V3)."""
+    """A group's score: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
     input_jitter: float = 0.0
     """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
     noisy_top_k: bool = False
@@ -142,6 +143,8 @@ class RouterConfig:
             self.renormalize_eps,
             "must not be negative",
         )
+        scale = self.routing_scale
+        check(0 < scale < math.inf, "router.routing_scale", scale, "must be positive and finite")
         check(0 <= self.input_jitter < 1, "router.input_jitter", self.input_jitter, "must lie in [0, 1)")
         self._check_groups()
 
@@ -333,6 +336,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "max_seq_len"):
             check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+        check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be positive")
         heads = self.attention.num_heads
         check(
             self.attention.head_dim is not None or self.d_model % (2 * heads) == 0,

@@ -85,8 +85,7 @@ def _gpu_small() -> RunConfig:
         optimizer=OptimizerConfig(warmup_steps=200),
         train=TrainConfig(
             steps=10_000,
-            batch_size=128,
-            accumulation=4,
+            batch_size=32,
             seq_len=1024,
             precision="bfloat16",
             compile=True,

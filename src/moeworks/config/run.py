@@ -17,7 +17,8 @@ class CorpusConfig:
     text_field: str = "text"
     """Field (jsonl) or column (parquet, Hugging Face) with the text."""
     domain_field: str | None = None
-    """Field with the domain label; without it the top folder, or the suffix, is the domain."""
+    """Field with the domain label; without it the top folder; of files directly in the given folder the
+    name, or the suffix where there are many."""
     validation_fraction: float = 0.05
     """Share of documents held out, chosen by a hash of their content."""
     cache_dir: str | None = None
@@ -137,6 +138,8 @@ class TrainConfig:
             self.batch_size,
             f"must be a multiple of accumulation = {self.accumulation}",
         )
+        limit = self.eval_tokens
+        check(limit is None or limit >= 1, "train.eval_tokens", limit, "must be at least 1, or None for all")
         check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "must be at least 1")
         check(self.sample_tokens >= 0, "train.sample_tokens", self.sample_tokens, "must not be negative")
 

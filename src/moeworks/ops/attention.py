@@ -55,6 +55,10 @@ def causal_attention(
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
+    if grouped and mask is not None and q.is_cuda:
+        # No fused CUDA kernel takes a mask and grouped heads: torch would build all L x L scores.
+        repeats = q.shape[1] // k.shape[1]
+        k, v, grouped = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1), False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 

@@ -3,10 +3,15 @@
 Every balance loss is 1.0 at perfect balance and larger otherwise, for one layer; `balance_losses` averages
 over layers (pooling layers first hides collapse). Loads count valid tokens before any are dropped, from the
 choice without expert_bias, and carry no gradient; probabilities are normalised over experts and carry it.
+
+Losses of sums over tokens take the sums of the whole optimizer step (StepTotals): cut into micro-batches and
+ranks, a step has the same loss, and the gradients of its parts add up to that of the whole. The Switch loss
+alone is by definition one of each micro-batch; sequence and z losses are means over tokens.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,6 +24,42 @@ from moeworks.ops.routing import Routing, count_assignments, stable_top_k
 
 _TINY = 1e-20
 
+STEP_WIDE = frozenset({"global_batch", "device", "communication", "entropy", "importance", "load"})
+"""Losses that StepTotals make independent of micro-batches and ranks."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepTotals:
+    """Sums over the valid tokens of all micro-batches and ranks of one optimizer step, for one layer.
+
+    float tensors without gradient, in the dtype of the probabilities.
+    """
+
+    tokens: Tensor
+    """Scalar: valid tokens."""
+    counts_E: Tensor
+    """Assignments, as load_counts."""
+    probs_E: Tensor
+    """Summed probabilities."""
+    sent_d: Tensor
+    """Tokens sent to each device; empty when no loss reads them."""
+    smooth_E: Tensor
+    """Smooth loads; empty when no loss reads them."""
+
+
+@torch.no_grad()
+def step_totals(routing: Routing, config: BalanceConfig) -> StepTotals:
+    """What one micro-batch adds to the totals of its step."""
+    probs_E = _summed_probs(routing)
+    empty = probs_E.new_zeros(0)
+    return StepTotals(
+        tokens=_valid(routing).sum(),
+        counts_E=load_counts(routing).to(probs_E.dtype),
+        probs_E=probs_E,
+        sent_d=tokens_per_device(routing, config.num_devices) if config.communication_coef else empty,
+        smooth_E=smooth_load(routing) if config.load_coef else empty,
+    )
+
 
 def load_counts(routing: Routing) -> Tensor:
     """int64 [E]: assignments per expert as the losses count them, without the influence of expert_bias."""
@@ -26,14 +67,13 @@ def load_counts(routing: Routing) -> Tensor:
     return count_assignments(ids_TK, routing.num_experts, routing.valid_T)
 
 
-def switch_loss(routing: Routing, counts_E: Tensor | None = None) -> Tensor:
+def switch_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """E * sum_e f_e P_e, f the share of assignments and P the mean probability (Switch, eqs. 4 to 6).
 
-    With `counts_E` taken over the global batch it is the global-batch loss of Qiu et al. 2025 (section 3).
-    f sums to 1, also for top_k > 1.
+    With the totals of the step it is the global-batch loss of Qiu et al. 2025 (section 3). f sums to 1, also
+    for top_k > 1.
     """
-    load_E = _share(load_counts(routing) if counts_E is None else counts_E, routing)
-    return routing.num_experts * (load_E * mean_probs(routing)).sum()
+    return routing.num_experts * (_load_share(routing, step) * mean_probs(routing, step)).sum()
 
 
 def sequence_loss(routing: Routing) -> Tensor:
@@ -59,37 +99,42 @@ def sequence_loss(routing: Routing) -> Tensor:
     return (per_sequence_S * tokens_S1.squeeze(1)).sum() / valid_T.sum().clamp(min=1)
 
 
-def device_loss(routing: Routing, num_devices: int) -> Tensor:
+def device_loss(routing: Routing, num_devices: int, step: StepTotals | None = None) -> Tensor:
     """The device-level loss of DeepSeek-V2 (section 2.2.3, eqs. 24 to 26), without its alpha.
 
     Device d holds the d-th of `num_devices` equal runs of experts; f'_d is the mean of f over them, P'_d the
     sum of P.
     """
     check_devices(routing, num_devices)
-    f_E = routing.num_experts * _share(load_counts(routing), routing)
+    f_E = routing.num_experts * _load_share(routing, step)
     f_d = f_E.view(num_devices, -1).mean(dim=1)
-    return (f_d * mean_probs(routing).view(num_devices, -1).sum(dim=1)).sum()
+    return (f_d * mean_probs(routing, step).view(num_devices, -1).sum(dim=1)).sum()
 
 
-def communication_loss(routing: Routing, num_devices: int) -> Tensor:
+def communication_loss(routing: Routing, num_devices: int, step: StepTotals | None = None) -> Tensor:
     """The communication-level loss of DeepSeek-V2 (section 2.2.3, eqs. 27 to 29), without its alpha.
 
     f''_d is D / (M T) times the tokens sent to device d. M here is the mean number of devices that a token
     reaches: where every token uses the paper's limit they are the same, and 1.0 means balanced in any case.
     """
     check_devices(routing, num_devices)
+    sent_d = tokens_per_device(routing, num_devices) if step is None else step.sent_d
+    f_d = num_devices * sent_d / sent_d.sum().clamp(min=_TINY)
+    return (f_d * mean_probs(routing, step).view(num_devices, -1).sum(dim=1)).sum()
+
+
+def tokens_per_device(routing: Routing, num_devices: int) -> Tensor:
+    """float [d]: valid tokens with at least one expert on the device, as the losses count them."""
     valid_T = _valid(routing)
     ids_TK = routing.expert_ids_TK if routing.unbiased_ids_TK is None else routing.unbiased_ids_TK
     sent_Td = torch.zeros(ids_TK.shape[0], num_devices, dtype=valid_T.dtype, device=ids_TK.device)
     sent_Td.scatter_(1, ids_TK // (routing.num_experts // num_devices), 1.0)
-    sent_d = (sent_Td * valid_T[:, None]).sum(dim=0)
-    f_d = num_devices * sent_d / sent_d.sum().clamp(min=_TINY)
-    return (f_d * mean_probs(routing).view(num_devices, -1).sum(dim=1)).sum()
+    return (sent_Td * valid_T[:, None]).sum(dim=0)
 
 
-def entropy_loss(routing: Routing) -> Tensor:
+def entropy_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """2 - H(q) / log E with q the mean probability: 1 when q is uniform, 2 when one expert has it all."""
-    q_E = mean_probs(routing)
+    q_E = mean_probs(routing, step)
     if routing.num_experts == 1:
         return q_E.sum()
     # Probabilities underflow to 0, where the slope of q log q is infinite.
@@ -97,28 +142,36 @@ def entropy_loss(routing: Routing) -> Tensor:
     return 2 - entropy / math.log(routing.num_experts)
 
 
-def importance_loss(routing: Routing) -> Tensor:
+def importance_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """1 + CV^2 of the summed probabilities (Shazeer et al. 2017, section 4, eq. 7), = E * sum_e q_e^2."""
-    return routing.num_experts * mean_probs(routing).square().sum()
+    return routing.num_experts * mean_probs(routing, step).square().sum()
 
 
-def load_loss(routing: Routing) -> Tensor:
-    """1 + CV^2 of the smooth load (Shazeer et al. 2017, appendix A): needs the noise of noisy top-k.
+def load_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
+    """1 + CV^2 of the smooth load (Shazeer et al. 2017, section 4 and appendix A), = E * sum_e share_e^2."""
+    load_E = smooth_load(routing)
+    if step is not None:
+        load_E = _part_of(step.smooth_E, load_E)
+    return routing.num_experts * (load_E / load_E.sum().clamp(min=_TINY)).square().sum()
 
-    The load of e is sum_t Phi((clean_e - kth) / std_e): kth is the k-th largest noisy logit but e's own.
+
+def smooth_load(routing: Routing) -> Tensor:
+    """float [E]: expected assignments over the noise of noisy top-k (Shazeer et al. 2017, appendix A).
+
+    sum_t Phi((clean_e - kth) / std_e), kth the k-th largest noisy logit but e's own. Evaluation adds no
+    noise: the load is then what it is, without a gradient.
     """
     if routing.clean_logits_TE is None or routing.noise_std_TE is None:
-        # Evaluation adds no noise; the load is then what it is.
-        return _cv2_plus_1(load_counts(routing).to(routing.router_probs_TE.dtype))
+        return load_counts(routing).to(routing.router_probs_TE.dtype)
     if routing.top_k == routing.num_experts:
         # Every expert gets every token whatever the noise; the product keeps the graph.
-        return 1 + 0 * routing.router_probs_TE.sum()
+        return _valid(routing).sum() + 0 * _summed_probs(routing)
     best = routing.router_logits_TE.topk(routing.top_k + 1, dim=1).values
     inside_TE = routing.router_logits_TE > best[:, -1:]
     threshold_TE = torch.where(inside_TE, best[:, -1:], best[:, -2:-1])
     margin_TE = (routing.clean_logits_TE - threshold_TE) / routing.noise_std_TE
     smooth_TE = torch.special.ndtr(margin_TE) * _valid(routing)[:, None]
-    return _cv2_plus_1(smooth_TE.sum(dim=0))
+    return smooth_TE.sum(dim=0)
 
 
 def router_z_loss(routing: Routing) -> Tensor:
@@ -128,40 +181,39 @@ def router_z_loss(routing: Routing) -> Tensor:
 
 
 def balance_losses(
-    routings: Sequence[Routing], config: BalanceConfig, global_counts_lE: Tensor | None = None
+    routings: Sequence[Routing], config: BalanceConfig, totals: Sequence[StepTotals] | None = None
 ) -> dict[str, Tensor]:
     """The losses whose coefficient is not 0, by name, each the mean over layers, not yet multiplied.
 
     Args:
         routings: one per MoE layer.
         config: the coefficients.
-        global_counts_lE: [layers, E] assignments over all ranks and micro-batches of the step, for the
-            global-batch loss; None means that this batch is the whole step.
-
-    Raises ConfigError when gradients are on but a layer's probabilities carry none.
+        totals: of the step, one per MoE layer. The STEP_WIDE losses are then the whole step's, and their
+            gradients this batch's part of it. None means that this batch is the whole step.
     """
-    layers = list(enumerate(routings))
-    functions: dict[str, Callable[[int, Routing], Tensor]] = {
-        "switch": lambda i, r: switch_loss(r),
-        "global_batch": lambda i, r: switch_loss(
-            r, None if global_counts_lE is None else global_counts_lE[i]
-        ),
-        "sequence": lambda i, r: sequence_loss(r),
-        "device": lambda i, r: device_loss(r, config.num_devices),
-        "communication": lambda i, r: communication_loss(r, config.num_devices),
-        "entropy": lambda i, r: entropy_loss(r),
-        "importance": lambda i, r: importance_loss(r),
-        "load": lambda i, r: load_loss(r),
-        "z": lambda i, r: router_z_loss(r),
+    if not routings:
+        return {}
+    layers = list(zip(routings, totals or [None] * len(routings), strict=True))
+    functions: dict[str, Callable[[Routing, StepTotals | None], Tensor]] = {
+        "switch": lambda r, step: switch_loss(r),
+        "global_batch": switch_loss,
+        "sequence": lambda r, step: sequence_loss(r),
+        "device": lambda r, step: device_loss(r, config.num_devices, step),
+        "communication": lambda r, step: communication_loss(r, config.num_devices, step),
+        "entropy": entropy_loss,
+        "importance": importance_loss,
+        "load": load_loss,
+        "z": lambda r, step: router_z_loss(r),
     }
     active = {name: f for name, f in functions.items() if getattr(config, f"{name}_coef") > 0}
-    if not layers:
-        return {}
-    return {name: torch.stack([f(i, r) for i, r in layers]).mean() for name, f in active.items()}
+    return {name: torch.stack([f(r, step) for r, step in layers]).mean() for name, f in active.items()}
 
 
 def total_balance_loss(losses: dict[str, Tensor], config: BalanceConfig) -> Tensor | float:
-    """The sum of coefficient times loss; 0.0 when there is none."""
+    """The sum of coefficient times loss; 0.0 when there is none.
+
+    Raises ConfigError when gradients are on but a loss carries none: the router would never learn balance.
+    """
     for name, loss in losses.items():
         check(
             loss.requires_grad or not torch.is_grad_enabled(),
@@ -190,10 +242,12 @@ def updated_expert_bias(expert_bias_E: Tensor, counts_E: Tensor, config: Balance
     return bias_E - bias_E.mean() if config.bias_recentre else bias_E
 
 
-def mean_probs(routing: Routing) -> Tensor:
-    """P [E]: mean over valid tokens of the probabilities, normalised over experts."""
-    valid_T = _valid(routing)
-    return (_normalised_probs(routing) * valid_T[:, None]).sum(dim=0) / valid_T.sum().clamp(min=1)
+def mean_probs(routing: Routing, step: StepTotals | None = None) -> Tensor:
+    """P [E]: mean over the valid tokens (of the step) of the probabilities, normalised over experts."""
+    own_E = _summed_probs(routing)
+    if step is None:
+        return own_E / _valid(routing).sum().clamp(min=1)
+    return _part_of(step.probs_E, own_E) / step.tokens.clamp(min=1)
 
 
 def check_devices(routing: Routing, num_devices: int) -> None:
@@ -217,15 +271,22 @@ def _valid(routing: Routing) -> Tensor:
     return routing.valid_T.to(routing.router_probs_TE.dtype)
 
 
-def _share(counts_E: Tensor, routing: Routing) -> Tensor:
-    return counts_E.to(routing.router_probs_TE.dtype) / counts_E.sum().clamp(min=1)
+def _summed_probs(routing: Routing) -> Tensor:
+    """float [E]: normalised probabilities summed over valid tokens."""
+    return (_normalised_probs(routing) * _valid(routing)[:, None]).sum(dim=0)
+
+
+def _load_share(routing: Routing, step: StepTotals | None) -> Tensor:
+    """f [E]: each expert's share of the assignments."""
+    counts_E = load_counts(routing).to(routing.router_probs_TE.dtype) if step is None else step.counts_E
+    return counts_E / counts_E.sum().clamp(min=1)
+
+
+def _part_of(total: Tensor, own: Tensor) -> Tensor:
+    """The value of `total` with the gradient of `own`, one of its terms."""
+    return total + (own - own.detach())
 
 
 def _sum_by(ids_T: Tensor, groups: int, values: Tensor) -> Tensor:
     """Sums of the rows of `values` [T, ...] by group, [groups, ...]."""
     return values.new_zeros(groups, values.shape[1]).index_add(0, ids_T, values)
-
-
-def _cv2_plus_1(values_E: Tensor) -> Tensor:
-    """E * sum v^2 / (sum v)^2 = 1 + var / mean^2."""
-    return values_E.numel() * (values_E / values_E.sum().clamp(min=_TINY)).square().sum()

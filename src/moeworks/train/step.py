@@ -6,7 +6,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,14 @@ from torch import Tensor
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
-from moeworks.ops.losses import balance_losses, load_counts, total_balance_loss, updated_expert_bias
+from moeworks.ops.losses import (
+    STEP_WIDE,
+    StepTotals,
+    balance_losses,
+    step_totals,
+    total_balance_loss,
+    updated_expert_bias,
+)
 from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
 
@@ -46,17 +53,19 @@ def accumulate_gradients(
 ) -> StepLosses:
     """Forward and backward of this rank's micro-batches; gradients are local, the losses global."""
     total = _total_tokens(batches, world)
-    global_counts_lE = _counts_ahead(model, batches, config, world)
+    totals = _totals_ahead(model, batches, config, world)
     parts: list[StepLosses] = []
     for batch in batches:
         with autocast(config, world.device):
             output = _run(model, batch)
         share = batch.valid_BL.sum() / total
         cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
-        if global_counts_lE is None and config.balance.global_batch_coef and world.size > 1:
-            global_counts_lE = world.sum_(_stack_counts(output.routings, load_counts, world.device))
-        balance = balance_losses(output.routings, config.balance, global_counts_lE)
-        (cross_entropy + share * total_balance_loss(balance, config.balance)).backward()
+        if totals is None and world.size > 1 and _needs_totals(config.balance):
+            totals = [_summed([step_totals(r, config.balance)], world) for r in output.routings]
+        balance = balance_losses(output.routings, config.balance, totals)
+        # A step-wide loss is the whole step's already; of the others this micro-batch has its share.
+        shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
+        (cross_entropy + total_balance_loss(shared, config.balance)).backward()
         parts.append(_detached(output.routings, cross_entropy, balance, share))
     return _combined(parts, world)
 
@@ -85,22 +94,35 @@ def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
     return world.sum_(torch.stack([batch.valid_BL.sum() for batch in batches]).sum().double())
 
 
-def _counts_ahead(
+def _totals_ahead(
     model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
-) -> Tensor | None:
-    """Counts [layers, E] of the whole step before its first backward pass, for the global-batch loss.
+) -> list[StepTotals] | None:
+    """The step's totals before its first backward pass, for the losses that need them.
 
-    Its gradient is linear in P with the step's counts as factor, so with accumulation the counts must be
-    known first: a pass without gradients finds them, on the same random numbers. One micro-batch needs none.
+    With accumulation a pass without gradients finds them, on the same random numbers as the pass that
+    learns. A single micro-batch finds them in its own forward pass.
     """
-    if not config.balance.global_batch_coef or len(batches) == 1:
+    if len(batches) == 1 or not _needs_totals(config.balance):
         return None
-    counts = []
+    parts = []
     devices = [world.device] if world.device.type == "cuda" else []
-    with torch.no_grad(), autocast(config, world.device), torch.random.fork_rng(devices):
+    with torch.no_grad(), torch.random.fork_rng(devices):
         for batch in batches:
-            counts.append(_stack_counts(_run(model, batch).routings, load_counts, world.device))
-    return world.sum_(torch.stack(counts).sum(dim=0))
+            with autocast(config, world.device):
+                routings = _run(model, batch).routings
+            parts.append([step_totals(r, config.balance) for r in routings])
+    return [_summed([part[layer] for part in parts], world) for layer in range(len(parts[0]))]
+
+
+def _needs_totals(balance: BalanceConfig) -> bool:
+    return any(getattr(balance, f"{name}_coef") for name in STEP_WIDE)
+
+
+def _summed(parts: Sequence[StepTotals], world: World) -> StepTotals:
+    """The sum over micro-batches and ranks."""
+    names = [f.name for f in fields(StepTotals)]
+    sums = {name: torch.stack([getattr(p, name) for p in parts]).sum(dim=0) for name in names}
+    return StepTotals(**{name: world.sum_(value) for name, value in sums.items()})
 
 
 def _stack_counts(
