@@ -1,4 +1,4 @@
-"""A run that takes milliseconds a step, its texts and its corpus, for tests of training and what follows it."""
+"""A run that takes milliseconds a step, its texts and its corpus, for tests of training and after."""
 
 import resource
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ import torch
 from moeworks.checkpoint import latest_checkpoint, read_checkpoint
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
-from moeworks.errors import CheckpointError
+from moeworks.errors import CheckpointError, ConfigError
 from moeworks.models.decoder import Decoder
 from moeworks.models.weights import load_weights
 
@@ -23,7 +23,10 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> Decoder:
     """
     directory = find_checkpoint(Path(path))
     checkpoint = read_checkpoint(directory)
-    config = from_dict(RunConfig, checkpoint.state["config"])
+    try:
+        config = from_dict(RunConfig, checkpoint.state["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
     model = Decoder(config.model)
     if config.train.precision == "float64":
         model = model.double()

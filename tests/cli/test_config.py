@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from moeworks.cli.config import run
+from moeworks.cli.config import parse, run
 from moeworks.cli.main import main
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
@@ -17,7 +17,7 @@ def printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
 
     def lines(*argv: str) -> list[str]:
-        run(list(argv))
+        run(parse(list(argv)))
         return capsys.readouterr().out.splitlines()
 
     return lines

@@ -30,9 +30,10 @@ def verb(monkeypatch):
 
     def install(run) -> None:
         module = ModuleType("fake_verb")
+        module.parse = lambda argv: argv
         module.run = run
         monkeypatch.setitem(sys.modules, "fake_verb", module)
-        monkeypatch.setitem(VERBS, "fake", Verb("fake_verb:run", "a fake"))
+        monkeypatch.setitem(VERBS, "fake", Verb("fake_verb", "fake_verb", "a fake"))
 
     return install
 
@@ -66,6 +67,21 @@ def test_config_verb_runs_without_torch():
     assert python(code).stdout.endswith("False\n")
 
 
+@pytest.mark.parametrize(
+    "argv", [["train", "--help"], ["train", "--model.router.topk", "2"], ["generate", "-h"]]
+)
+def test_help_and_slips_of_a_verb_answer_without_torch(argv):
+    code = f"""
+import sys
+from moeworks.cli.main import main
+try:
+    main({argv})
+finally:
+    print('torch' in sys.modules)
+"""
+    assert python(code).stdout.endswith("False\n")
+
+
 # Help and version.
 
 
@@ -90,9 +106,9 @@ def test_python_m_moeworks_is_the_same_program():
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_every_verb_names_a_function(name):
-    module, function = VERBS[name].target.split(":")
-    assert callable(getattr(importlib.import_module(module), function))
+def test_every_verb_names_its_functions(name):
+    assert callable(importlib.import_module(VERBS[name].module).parse)
+    assert callable(importlib.import_module(VERBS[name].work).run)
 
 
 # Verbs.

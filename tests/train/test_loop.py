@@ -106,15 +106,19 @@ def test_fields_of_a_line_and_the_sums_in_it(texts, corpus, tmp_path):
     assert set(train_line["balance"]) == {"global_batch", "sequence", "z"}
     assert train_line["tokens"] == 2 * 8 * 16
     assert [sum(row) for row in routing["tokens_per_expert"]] == [2 * 8 * 16 * 2] * 2
-    mean, worst = 2 * 8 * 16 * 2 / 4, max(routing["tokens_per_expert"][0])
-    assert train_line["max_vio"][0] == pytest.approx(worst / mean - 1)
+    share = torch.tensor(routing["tokens_per_expert"]) / (2 * 8 * 16 * 2)
+    entropy = -(share * share.log()).sum(dim=1) / torch.tensor(4.0).log()
+    assert train_line["load_entropy"] == pytest.approx(entropy.tolist(), abs=1e-5)
 
 
-def test_loss_of_a_line_is_the_mean_of_its_steps(texts, corpus, tmp_path):
+def test_loss_and_max_vio_of_a_line_are_means_over_its_steps(texts, corpus, tmp_path):
     run_loop(tiny_config(texts), corpus, tmp_path)
     trainer = tiny_trainer(tiny_config(texts), corpus)
-    losses = [float(trainer.step().losses.loss) for _ in range(2)]
-    assert records(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / 2, abs=1e-12)
+    losses = [trainer.step().losses for _ in range(2)]
+    line = records(tmp_path)[0]
+    assert line["loss"] == pytest.approx(sum(float(x.loss) for x in losses) / 2, abs=1e-12)
+    worst = [x.counts_lE.amax(dim=1) / (8 * 16 * 2 / 4) - 1 for x in losses]
+    assert line["max_vio"] == pytest.approx(((worst[0] + worst[1]) / 2).tolist(), abs=1e-6)
 
 
 def test_dense_run_writes_no_routing(texts, corpus, tmp_path):

@@ -16,11 +16,15 @@ from moeworks.train.step import StepLosses, accumulate_gradients, update_expert_
 from moeworks.train.trainer import build_model
 
 CLOSE = dict(rtol=1e-10, atol=1e-10)
-INVARIANT = dict(global_batch_coef=0.5, sequence_coef=0.3, z_coef=0.2)
+INVARIANT = dict(
+    global_batch_coef=0.5, sequence_coef=0.3, z_coef=0.2, device_coef=0.4, communication_coef=0.3,
+    entropy_coef=0.2, importance_coef=0.1, num_devices=2,
+)  # fmt: skip
+"""Every loss that does not depend on how the step is cut, and needs no noise."""
 
 
-def balance_only(**coefs: float) -> dict:
-    return dict(global_batch_coef=0.0, sequence_coef=0.0, z_coef=0.0) | coefs
+def balance_only(**fields: float) -> dict:
+    return dict(global_batch_coef=0.0, sequence_coef=0.0, z_coef=0.0) | fields
 
 
 def build(config: RunConfig) -> Decoder:
@@ -105,9 +109,11 @@ def test_gradient_is_that_of_cross_entropy_plus_balance(texts):
 
 def test_balance_losses_have_their_names_and_no_coefficient(texts):
     losses, _ = one_step(tiny_config(texts, balance=INVARIANT), 2)
-    doubled = {name: 2 * coef for name, coef in INVARIANT.items()}
+    doubled = {name: 2 * value for name, value in INVARIANT.items() if name.endswith("_coef")}
+    doubled["num_devices"] = 2
     again, _ = one_step(tiny_config(texts, balance=doubled), 2)
-    assert set(losses.balance) == {"global_batch", "sequence", "z"}
+    names = {name.removesuffix("_coef") for name in INVARIANT if name.endswith("_coef")}
+    assert set(losses.balance) == names
     torch.testing.assert_close(losses.balance, again.balance, **CLOSE)
 
 
@@ -163,10 +169,16 @@ def test_coefficients_of_0_cost_nothing(texts):
     assert losses.balance == {}
 
 
-def test_only_the_global_batch_loss_with_accumulation_looks_ahead(texts):
-    config = tiny_config(texts, balance=balance_only(global_batch_coef=1.0))
+@pytest.mark.parametrize("loss", ["global_batch", "device", "communication", "entropy", "importance"])
+def test_losses_of_the_whole_step_look_ahead_with_accumulation_only(texts, loss):
+    config = tiny_config(texts, balance=balance_only(num_devices=2, **{f"{loss}_coef": 1.0}))
     assert passes(config, 1) == 1
     assert passes(config, 4) == 8
+
+
+@pytest.mark.parametrize("loss", ["switch", "sequence", "z"])
+def test_other_losses_never_look_ahead(texts, loss):
+    assert passes(tiny_config(texts, balance=balance_only(**{f"{loss}_coef": 1.0})), 4) == 4
 
 
 def test_looking_ahead_draws_the_same_noise_as_the_pass_that_learns(texts):
@@ -204,7 +216,7 @@ def test_bfloat16_is_autocast_around_a_float32_router(texts):
     assert {grad.dtype for grad in low_grads.values()} == {torch.float32}
     assert float(low.loss) != float(full.loss)
     torch.testing.assert_close(low.loss, full.loss, rtol=0.03, atol=0.03)
-    torch.testing.assert_close(low.balance, full.balance, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(low.balance, full.balance, rtol=0.1, atol=0.05)
 
 
 # The loss-free bias.

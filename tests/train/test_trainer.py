@@ -108,7 +108,7 @@ def test_batch_must_divide_by_accumulation_and_processes(texts, corpus):
 
 def test_corpus_shorter_than_a_sequence(texts, corpus):
     config = tiny_config(texts, model=dict(max_seq_len=50_000), train=dict(seq_len=50_000))
-    with pytest.raises(DataError, match="train.seq_len = 50000"):
+    with pytest.raises(DataError, match=r"train.seq_len = 50000"):
         tiny_trainer(config, corpus)
 
 
@@ -236,5 +236,5 @@ def test_gradient_that_is_not_finite_names_the_parameter_and_spares_the_weights(
 def test_norm_that_overflows(texts, corpus):
     trainer = tiny_trainer(tiny_config(texts, train=dict(precision="float32")), corpus)
     trainer.model.embed.weight.register_hook(lambda grad: torch.full_like(grad, 1e38))
-    with pytest.raises(TrainingError, match="the gradient norm is not finite$"):
+    with pytest.raises(TrainingError, match=r"the gradient norm is not finite$"):
         trainer.step()

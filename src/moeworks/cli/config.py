@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moeworks.cli.arguments import parse
+from moeworks.cli.arguments import Parsed
+from moeworks.cli.arguments import parse as parse_run
 from moeworks.config.codec import to_dict
 from moeworks.config.count import count_flops, count_kv_bytes, count_parameters
 from moeworks.config.explain import explain
@@ -15,6 +16,7 @@ from moeworks.config.presets import PRESETS
 from moeworks.config.run import RunConfig
 
 FLOAT32_BYTES = 4
+PIPED_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ class ConfigOptions:
     """Print the names of the presets and what they are for."""
 
 
-def run(argv: list[str]) -> None:
-    """Print the config that `argv` describes; raises ConfigError for one that is not valid."""
-    parsed = parse(ConfigOptions, argv, prog="moeworks config")
+def parse(argv: list[str]) -> Parsed[ConfigOptions]:
+    """The config that `argv` describes; raises ConfigError for one that is not valid."""
+    return parse_run(ConfigOptions, argv, prog="moeworks config")
+
+
+def run(parsed: Parsed[ConfigOptions]) -> None:
+    """Print it."""
     if parsed.options.list:
         _print_presets()
     elif parsed.options.json:
@@ -55,7 +61,10 @@ def _print_fields(config: RunConfig) -> None:
             table.add_row()
         meaning = Text(row.doc).append(f" ({row.type})", style="dim")
         table.add_row(Text(row.path, style="cyan"), Text(_value_text(row.value), style="bold"), meaning)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
+    console.print(table)
 
 
 def _value_text(value: object) -> str:

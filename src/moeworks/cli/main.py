@@ -22,16 +22,28 @@ BROKEN_PIPE = 1  # as rich does on its own
 class Verb:
     """One entry of the table of verbs."""
 
-    target: str
-    """'module:function'; the function takes argv: list[str] and returns an exit code or None."""
+    module: str
+    """Its `parse(argv)` reads the arguments, without torch, so that --help and a slip answer at once."""
+    work: str
+    """The module whose `run` takes what parse returned, and returns an exit code or None."""
     summary: str
     """One line for --help."""
 
 
 VERBS: dict[str, Verb] = {
-    "train": Verb("moeworks.cli.train:run", "train a model, or go on with --resume; writes a report"),
-    "generate": Verb("moeworks.cli.generate:run", "continue a text with a trained model"),
-    "config": Verb("moeworks.cli.config:run", "print a preset's whole config, every field explained"),
+    "train": Verb(
+        "moeworks.cli.train",
+        "moeworks.cli.training",
+        "train a model, or go on with --resume; writes a report",
+    ),
+    "generate": Verb(
+        "moeworks.cli.generate", "moeworks.cli.generation", "continue a text with a trained model"
+    ),
+    "config": Verb(
+        "moeworks.cli.config",
+        "moeworks.cli.config",
+        "print a preset's whole config, every field explained",
+    ),
 }
 
 
@@ -68,9 +80,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown verb {argv[0]!r}; {nearest(argv[0], VERBS)}")
-    module, function = VERBS[argv[0]].target.split(":")
-    run = getattr(importlib.import_module(module), function)
-    return run(argv[1:]) or 0
+    verb = VERBS[argv[0]]
+    arguments = importlib.import_module(verb.module).parse(argv[1:])
+    return importlib.import_module(verb.work).run(arguments) or 0
 
 
 def _help() -> str:

@@ -13,6 +13,7 @@ from moeworks.config.count import count_parameters
 from moeworks.evaluate.bits_per_byte import Evaluation
 from moeworks.generate.loop import generate
 from moeworks.ops.load import load_figures
+from moeworks.train.step import autocast
 from moeworks.train.trainer import Trainer
 
 
@@ -100,4 +101,5 @@ def _sample(trainer: Trainer) -> str:
     ids = generate(
         trainer.model, prompt, config.sample_tokens, seed=config.seed, stop_id=tokenizer.end_of_text_id
     )
-    return tokenizer.decode(list(ids))
+    with autocast(trainer.config, trainer.world.device):
+        return tokenizer.decode(list(ids))

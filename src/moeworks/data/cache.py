@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moeworks.data.atomic import temporary_name, write_atomically
 from moeworks.errors import DataError
+from moeworks.files import temporary_name, write_atomically
 
 CHECKED_BYTES = 1 << 30
 """Files up to this size are checked by their sha256 at every opening, larger ones by their size."""

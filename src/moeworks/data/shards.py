@@ -13,13 +13,13 @@ from pathlib import Path
 
 from moeworks.config import CorpusConfig
 from moeworks.data import cache
-from moeworks.data.atomic import write_atomically
 from moeworks.data.corpus import iter_documents, source_signature
 from moeworks.data.documents import Document, document_digest
 from moeworks.data.split import CorpusScan, scan
 from moeworks.data.store import StoreWriter, TokenStore, open_store
 from moeworks.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from moeworks.errors import DataError
+from moeworks.files import write_atomically
 
 FORMAT = 1
 """Version of the files in the cache; a change makes older folders unused."""

@@ -8,8 +8,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from moeworks.data.atomic import write_atomically
 from moeworks.errors import DataError
+from moeworks.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "<|im_end|>")

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from moeworks.generate.sampling import SamplingConfig, sample
+from moeworks.config.generate import SamplingConfig
+from moeworks.generate.sampling import sample
 from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
 

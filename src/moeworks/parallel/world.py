@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from moeworks.errors import check
 
+_PATIENCE = timedelta(days=1)  # the others wait while the main rank tokenises a large corpus
 _BUCKET_ELEMENTS = 16 * 1024 * 1024
 
 
@@ -75,7 +77,9 @@ def join_world(device: str = "auto") -> Iterator[World]:
         check(number < found, "train.device", device, f"process {number} has no GPU: torch finds {found}")
         local = torch.device("cuda", number)
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if use_gpu else "gloo", device_id=local if use_gpu else None)
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo", timeout=_PATIENCE, device_id=local if use_gpu else None
+    )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local)
     finally:

@@ -1,12 +1,12 @@
 """The page: everything about a run in one HTML file that needs nothing else, not even a network."""
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from moeworks.files import write_atomically
 from moeworks.report import tables
 from moeworks.report.fragments import Panel, card, details, escape, grid, script_json, section
 from moeworks.report.heat_maps import load_windows
@@ -130,17 +130,6 @@ def build_page(run: RunData) -> str:
     )
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """A reader finds the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A sample may hold half a surrogate pair, which UTF-8 cannot write.
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_report(run_dir: Path) -> Path:
     """Write run_dir/report.html from what the training run left there, and return its path.
 
@@ -150,5 +139,6 @@ def write_report(run_dir: Path) -> Path:
     Raises DataError, naming file and line, for a missing config.json or a file that is not what it must be.
     """
     path = run_dir / "report.html"
-    _write_atomically(path, build_page(read_run(run_dir)))
+    # A sample may hold half a surrogate pair, which UTF-8 cannot write.
+    write_atomically(path, build_page(read_run(run_dir)).encode(errors="replace"))
     return path

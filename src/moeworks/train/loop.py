@@ -22,6 +22,7 @@ from moeworks.models.decoder import Decoder
 from moeworks.ops.load import load_figures
 from moeworks.train.metrics import MetricsSink
 from moeworks.train.run_dir import RunDir
+from moeworks.train.step import StepLosses
 from moeworks.train.trainer import Step, Trainer
 
 
@@ -62,7 +63,7 @@ class _Interval:
             "grad_norm": _mean([s.grad_norm for s in steps]),
             "tokens_per_second": round(len(steps) * train.batch_size * train.seq_len / max(seconds, 1e-9), 1),
             "balance": {name: _mean([x.balance[name] for x in losses]) for name in losses[0].balance},
-            **vars(load_figures(counts_lE)),
+            **vars(load_figures(counts_lE)) | {"max_vio": _mean_max_vio(losses)},
             "dropped": torch.stack([x.dropped_l for x in losses]).mean(dim=0).tolist(),
         }
         if not counts_lE.numel():
@@ -150,6 +151,11 @@ def _emit(record: dict[str, Any], sink: MetricsSink | None, callbacks: Callbacks
 
 def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
+
+
+def _mean_max_vio(losses: list[StepLosses]) -> list[float]:
+    """Per layer the mean over steps of each step's MaxVio, which no pooling of steps makes smaller."""
+    return torch.tensor([load_figures(x.counts_lE).max_vio for x in losses]).mean(dim=0).tolist()
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -17,8 +17,8 @@ from typing import Any
 
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict, to_dict
-from moeworks.data.atomic import write_atomically
 from moeworks.errors import CheckpointError, ConfigError
+from moeworks.files import write_atomically
 
 
 @dataclass(frozen=True)

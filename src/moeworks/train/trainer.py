@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moeworks.checkpoint import Checkpoint
-from moeworks.config import RunConfig
+from moeworks.config import RunConfig, TrainConfig
 from moeworks.config.codec import to_dict
 from moeworks.data.batches import Batch
 from moeworks.data.loader import TrainLoader
@@ -54,13 +54,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus, world: World) -> None:
         """Raises ConfigError when the batch does not divide, and DataError for a corpus that is too short."""
-        shards = config.train.accumulation * world.size
-        check(
-            config.train.batch_size % shards == 0,
-            "train.batch_size",
-            config.train.batch_size,
-            f"must be a multiple of accumulation * processes = {shards}",
-        )
+        check_division(config.train, world)
         self.config, self.corpus, self.world = config, corpus, world
         self.progress = Progress()
         torch.manual_seed(config.train.seed)
@@ -100,6 +94,10 @@ class Trainer:
             "config": to_dict(self.config),
             "progress": vars(self.progress),
             "corpus": self.corpus.fingerprint,
+            "tokenizer": {
+                "fingerprint": self.corpus.tokenizer.fingerprint,
+                "vocab_size": self.corpus.tokenizer.vocab_size,
+            },
             "processes": self.world.size,
         }
         return tensors, state
@@ -146,6 +144,17 @@ class Trainer:
         accumulate_gradients(self.model, batches, self.config, World(device=self.world.device))
         gradient = first_nonfinite_gradient(self.model)
         return f"{where}: {f'the gradient of {gradient}' if gradient else 'the gradient norm'} is not finite"
+
+
+def check_division(config: TrainConfig, world: World) -> None:
+    """Raise ConfigError unless every rank and micro-batch of a step gets equally many sequences."""
+    shards = config.accumulation * world.size
+    check(
+        config.batch_size % shards == 0,
+        "train.batch_size",
+        config.batch_size,
+        f"must be a multiple of accumulation * processes = {shards}",
+    )
 
 
 def _mixed_seed(*parts: int) -> int:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from moeworks.data.atomic import temporary_name, write_atomically
 from moeworks.errors import DataError
+from moeworks.files import temporary_name, write_atomically
 
 
 def test_a_file_is_written_and_replaced_with_nothing_left_beside_it(tmp_path: Path) -> None:
