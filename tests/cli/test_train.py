@@ -56,7 +56,6 @@ def test_run_leaves_its_files(finished):
 def test_summary_says_what_the_run_ended_with(finished):
     found = summary(finished)
     assert (found["name"], found["steps"], found["tokens"]) == ("first", 12, 12 * 4 * 64)
-    assert found["eval"]["final"] is True
     assert set(found["eval"]["domains"]) == set(found["domain_tokens_per_expert"])
     assert 0 < found["eval"]["bits_per_byte"] < 8.5
     assert found["sample"]["prompt"] == "def "

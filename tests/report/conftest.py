@@ -62,7 +62,7 @@ def train_line(step: int, counts: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def eval_line(step: int, domains: tuple[str, ...] = DOMAINS, *, final: bool = False) -> dict[str, Any]:
+def eval_line(step: int, domains: tuple[str, ...] = DOMAINS) -> dict[str, Any]:
     bits = 1.8 + 2.5 * float(np.exp(-step / 90))
     entries = {
         name: {
@@ -74,14 +74,14 @@ def eval_line(step: int, domains: tuple[str, ...] = DOMAINS, *, final: bool = Fa
     }
     return {
         "kind": "eval", "step": step, "seconds": step * 1.0, "loss": bits * 1.32, "bits_per_byte": bits,
-        "domains": entries, "final": final,
+        "domains": entries,
     }  # fmt: skip
 
 
 def summary_object(
     name: str, counts: dict[str, np.ndarray], layers: int, experts: int, sample: str
 ) -> dict[str, Any]:
-    final = eval_line(300, tuple(counts) or DOMAINS, final=True)
+    final = eval_line(300, tuple(counts) or DOMAINS)
     return {
         "name": name, "seconds": 300.1, "steps": 300, "tokens": 2_457_600,
         "parameters": {"total": 10_050_000, "active": 1_130_000},
@@ -120,7 +120,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
             )
             records += [eval_line(step, domains)] * (step % 50 == 0)
         if finished:
-            records[-1] = eval_line(10 * lines, domains, final=True)
+            records[-1] = eval_line(10 * lines, domains)
             by_domain = {} if dense else {
                 domain: rng.multinomial(20_000, spread(rng, layers, experts, 0.5)) for domain in domains
             }  # fmt: skip

@@ -18,7 +18,6 @@ def test_values_are_returned_as_they_stand() -> None:
     assert entry.count("a") == 3
     assert entry.number("a") == 3.0
     assert entry.number("b") == 2.5
-    assert entry.flag("c") is True
     assert entry.text("d") == "x"
     assert entry.objects("e")["f"].count("g") == 1
 

@@ -55,7 +55,6 @@ def test_the_summary_is_read(moe_run: Path) -> None:
     assert run.summary is not None
     assert (run.summary.total_parameters, run.summary.active_parameters) == (10_050_000, 1_130_000)
     assert run.last_eval is run.summary.eval
-    assert run.summary.eval.final
     assert run.summary.machine == {"cpu": "Example CPU", "threads": "2", "torch": "2.13.0", "python": "3.11"}
     counts = {name: matrix.tolist() for name, matrix in run.summary.domain_tokens_per_expert.items()}
     assert counts == raw["domain_tokens_per_expert"]

@@ -29,7 +29,7 @@ def with_counts(run: RunData, counts: np.ndarray) -> RunData:
 
 
 def with_validation(run: RunData, *bits: float) -> RunData:
-    evals = [EvalRecord(100 * n, 1.0, 2.0, value, {}, False) for n, value in enumerate(bits, 1)]
+    evals = [EvalRecord(100 * n, 1.0, 2.0, value, {}) for n, value in enumerate(bits, 1)]
     return replace(run, evals=tuple(evals))
 
 

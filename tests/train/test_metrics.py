@@ -17,7 +17,6 @@ TRAIN = {
     "loss": 1.5,
     "balance": {"z": 0.25},
     "max_vio": [0.5, 1.0],
-    "final": True,
 }
 
 

@@ -34,7 +34,6 @@ def summarise(trainer: Trainer, final: Evaluation, name: str) -> dict[str, Any]:
             "kind": "eval",
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
-            "final": True,
             **final.record(),
         },
         "domain_tokens_per_expert": final.domain_experts() if config.model.moe_layers else {},

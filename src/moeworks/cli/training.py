@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -18,7 +18,6 @@ from moeworks.data.tokenizer import load_tokenizer
 from moeworks.data.validation import ValidationSet
 from moeworks.errors import CheckpointError, ConfigError
 from moeworks.evaluate.bits_per_byte import Evaluation, evaluate
-from moeworks.models.decoder import Decoder
 from moeworks.parallel.world import World, join_world
 from moeworks.report import write_report
 from moeworks.train.loop import Callbacks, train
@@ -44,7 +43,6 @@ class _Session:
     def __init__(self, config: RunConfig, directory: RunDir, world: World, *, resume: bool) -> None:
         self.config, self.directory, self.world, self.resume = config, directory, world, resume
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
-        self.final: Evaluation | None = None
 
     def run(self) -> int:
         with ExitStack() as stack:
@@ -52,9 +50,8 @@ class _Session:
             display = TrainingDisplay(self.console, self.config.train.steps, trainer.progress.step)
             stack.enter_context(display)
             finished = train(trainer, self.directory, sink, self._callbacks(trainer, display))
-        if self.world.is_main:
-            return self._close(trainer, finished)
-        return 0
+        final = self._evaluate(trainer, None) if finished else None
+        return self._close(trainer, final) if self.world.is_main else 0
 
     def _main_first(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the main rank and then on the others, which leave in silence if it failed there."""
@@ -154,33 +151,25 @@ class _Session:
         return sink
 
     def _callbacks(self, trainer: Trainer, display: TrainingDisplay) -> Callbacks:
-        corpus, train_config = trainer.corpus, self.config.train
-        sets = {
-            final: ValidationSet(
-                corpus.validation,
-                train_config.seq_len,
-                train_config.batch_size,
-                None if final else train_config.eval_tokens,
-            )
-            for final in (False, True)
-        }
-
-        def evaluated(model: Decoder, final: bool) -> dict[str, Any]:
-            with autocast(self.config, self.world.device):
-                result = evaluate(model, sets[final], corpus.domains, self.world)
-            if final:
-                self.final = result
-            return result.record()
-
+        limit = self.config.train.eval_tokens
         return Callbacks(
-            evaluate=evaluated,
+            evaluate=lambda model: self._evaluate(trainer, limit).record(),
             on_step=lambda trainer, step: display.step(trainer.progress.step),
             on_record=display.record,
         )
 
-    def _close(self, trainer: Trainer, finished: bool) -> int:
-        """Summary and report on the main rank."""
-        if not finished:
+    def _evaluate(self, trainer: Trainer, max_tokens: int | None) -> Evaluation:
+        """Validate on at most that much text; all ranks take part."""
+        train_config, corpus = self.config.train, trainer.corpus
+        validation = ValidationSet(
+            corpus.validation, train_config.seq_len, train_config.batch_size, max_tokens
+        )
+        with autocast(self.config, self.world.device):
+            return evaluate(trainer.model, validation, corpus.domains, self.world)
+
+    def _close(self, trainer: Trainer, final: Evaluation | None) -> int:
+        """Summary and report on the main rank; `final` is None when a signal stopped the run."""
+        if final is None:
             write_report(self.directory.root)
             self.console.print(
                 f"stopped at step {trainer.progress.step}; saved. Continue with:"
@@ -188,16 +177,8 @@ class _Session:
                 highlight=False,
             )
             return 130
-        final = self.final or self._evaluate_again(trainer)
         summary = summarise(trainer, final, self.directory.root.name)
         write_json(self.directory.summary, summary)
         print_summary(self.console, summary)
         self.console.print(f"\nreport: {write_report(self.directory.root)}", highlight=False)
         return 0
-
-    def _evaluate_again(self, trainer: Trainer) -> Evaluation:
-        """A finished run that is resumed has no step left to validate after."""
-        train_config, corpus = self.config.train, trainer.corpus
-        validation = ValidationSet(corpus.validation, train_config.seq_len, train_config.batch_size)
-        with autocast(self.config, self.world.device):
-            return evaluate(trainer.model, validation, corpus.domains)

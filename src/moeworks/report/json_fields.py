@@ -38,9 +38,6 @@ class Fields:
             raise DataError(f"{self.where}: {name} = {value!r}: must not be negative")
         return value
 
-    def flag(self, name: str) -> bool:
-        return self._get(name, (bool,), "true or false")
-
     def text(self, name: str) -> str:
         return self._get(name, (str,), "text")
 

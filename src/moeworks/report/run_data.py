@@ -62,7 +62,6 @@ class EvalRecord:
     loss: float
     bits_per_byte: float
     domains: dict[str, DomainEval]
-    final: bool
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,6 @@ def _eval_record(line: Fields) -> EvalRecord:
         loss=line.number("loss"),
         bits_per_byte=line.number("bits_per_byte"),
         domains=domains,
-        final=line.flag("final"),
     )
 
 

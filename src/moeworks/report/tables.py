@@ -56,7 +56,7 @@ def headline(run: RunData) -> str:
         words = (
             "What the model needs to write down unseen text. Lower is better: 8 is knowing nothing, 0 all."
         )
-        name = "bits per byte" if run.last_eval.final else f"bits per byte at step {run.last_eval.step:,}"
+        name = "bits per byte" if run.summary is not None else f"bits per byte at step {run.last_eval.step:,}"
         tiles.append(_tile(f"{run.last_eval.bits_per_byte:.3f}", name, words))
     tiles.append(_parameter_tiles(run))
     if (progress := _progress(run)) is not None:

@@ -30,8 +30,8 @@ from moeworks.train.trainer import Step, Trainer
 class Callbacks:
     """What the loop is handed from above: it imports neither evaluation nor the terminal."""
 
-    evaluate: Callable[[Decoder, bool], dict[str, Any]]
-    """(model, final) -> the fields of an eval record."""
+    evaluate: Callable[[Decoder], dict[str, Any]]
+    """The fields of an eval record."""
     on_step: Callable[[Trainer, Step], None]
     """After every step."""
     on_record: Callable[[dict[str, Any]], None]
@@ -117,20 +117,17 @@ def save(trainer: Trainer, run: RunDir, sink: MetricsSink | None) -> None:
 def _evaluate(trainer: Trainer, sink: MetricsSink | None, callbacks: Callbacks) -> bool:
     """Validate; True when the loss is the best so far, which is worth a checkpoint."""
     progress = trainer.progress
-    final = progress.step >= trainer.config.train.steps
-    figures = callbacks.evaluate(trainer.model, final)
     record: dict[str, Any] = {
         "kind": "eval",
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
-        **figures,
+        **callbacks.evaluate(trainer.model),
     }
-    # The final validation covers more text than the periodic ones: it is not compared with them.
     best = progress.best_bits_per_byte
-    improved = not final and record["bits_per_byte"] < (math.inf if best is None else best)
+    improved = record["bits_per_byte"] < (math.inf if best is None else best)
     if improved:
         progress.best_step, progress.best_bits_per_byte = progress.step, record["bits_per_byte"]
-    _emit(record | {"final": final}, sink, callbacks)
+    _emit(record, sink, callbacks)
     return improved
 
 

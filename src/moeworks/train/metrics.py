@@ -8,7 +8,7 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
         over the steps since the line before: means, dead_experts and load_entropy of the pooled counts
     {"kind": "routing", "step", "tokens_per_expert": [[E] per MoE layer]}     likewise
     {"kind": "eval", "step", "seconds", "loss", "bits_per_byte",
-     "domains": {name: {"bits_per_byte", "bytes", "tokens"}}, "final"}
+     "domains": {name: {"bits_per_byte", "bytes", "tokens"}}}   of train.eval_tokens of text
 """
 
 import json
