@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from moeworks.config.model import ModelConfig
+from moeworks.layers.norm import RMSNorm
 from moeworks.layers.rope import apply_rope
 from moeworks.ops.attention import DocumentMask, causal_attention
 
@@ -30,8 +31,8 @@ class GQAttention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, kv_heads, bias=attention.qkv_bias)
         self.v_proj = nn.Linear(config.d_model, kv_heads, bias=attention.qkv_bias)
         self.o_proj = nn.Linear(heads, config.d_model, bias=False)
-        self.q_norm = nn.RMSNorm(width, eps=config.norm_eps) if attention.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width, eps=config.norm_eps) if attention.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width, eps=config.norm_eps) if attention.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, eps=config.norm_eps) if attention.qk_norm else nn.Identity()
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from moeworks.errors import check
 from moeworks.layers.attention import GQAttention, LayerCache
 from moeworks.layers.mlp import MLP
 from moeworks.layers.moe import MoE
+from moeworks.layers.norm import RMSNorm
 from moeworks.layers.rope import rope_table
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
@@ -45,9 +46,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, moe: bool, backend: Backend) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.attention = GQAttention(config)
-        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         mlp = config.mlp
         self.mlp = (
             MoE(config.moe, backend=backend)
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             Block(config, moe=i in moe_layers, backend=backend) for i in range(config.num_layers)
         )
-        self.final_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.lm_head = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
