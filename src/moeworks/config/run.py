@@ -138,7 +138,6 @@ class TrainConfig:
             self.batch_size,
             f"must be a multiple of accumulation = {self.accumulation}",
         )
-        check(0 <= self.seed < 2**63, "train.seed", self.seed, "must lie in 0 .. 2**63 - 1")
         limit = self.eval_tokens
         check(limit is None or limit >= 1, "train.eval_tokens", limit, "must be at least 1, or None for all")
         check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "must be at least 1")
