@@ -5,7 +5,12 @@ from types import ModuleType
 
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# Time says nothing about correctness, and machines are busy.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 TYPECHECKER = "moeworks_typechecker"
 

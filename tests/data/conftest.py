@@ -5,14 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from moeworks.config import CorpusConfig
 from moeworks.data.store import TokenStore
-
-# Time says nothing about correctness, and machines are busy.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
 
 END = 0
 

@@ -1,7 +1,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -36,7 +36,8 @@ def test_documents_are_streamed(tmp_path: Path) -> None:
 
 def test_sources_can_be_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("mine")
-    rows = SimpleNamespace(load_dataset=lambda *args, **settings: iter([{"text": "theirs"}]))
+    rows = ModuleType("datasets")
+    rows.load_dataset = lambda *args, **settings: iter([{"text": "theirs"}])
     monkeypatch.setitem(sys.modules, "datasets", rows)
     documents = list(iter_documents(("hf:some/set", "stdlib:", str(tmp_path)), PLAIN))
     assert documents[0].text == "mine" and documents[-1].text == "theirs"

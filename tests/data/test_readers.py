@@ -3,7 +3,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,7 +144,9 @@ def test_a_column_that_is_not_text_and_a_broken_file_are_named(tmp_path: Path) -
 
 
 def use_datasets(monkeypatch: pytest.MonkeyPatch, load_dataset: object) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
 
 
 def test_a_hugging_face_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import tokenizers
@@ -54,7 +55,7 @@ class Tokenizer:
         """The int64 token ids of one text."""
         return self.encode_batch([text])[0]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
 
