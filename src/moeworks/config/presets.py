@@ -34,7 +34,7 @@ def _laptop() -> RunConfig:
         optimizer=OptimizerConfig(expert_optimizer="adamw", lr=6e-3, warmup_steps=30),
         corpus=CorpusConfig(validation_fraction=0.1),
         train=TrainConfig(
-            steps=1200, batch_size=8, seq_len=256, log_every=20, eval_every=200, checkpoint_every=200
+            steps=1000, batch_size=8, seq_len=256, log_every=20, eval_every=200, checkpoint_every=200
         ),
     )
 
