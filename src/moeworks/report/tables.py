@@ -66,7 +66,7 @@ def headline(run: RunData) -> str:
                 short_number(tokens), "tokens seen", "Pieces of text, a few letters each, that it trained on."
             )
         )
-        tiles.append(_tile(duration(seconds), "time", "How long the run took, with its validations."))
+        tiles.append(_tile(duration(seconds), "time", "How long it trained, validations aside."))
         if seconds > 0:
             speed = short_number(tokens / seconds)
             tiles.append(_tile(speed, "tokens per second", "Tokens seen divided by that time."))
