@@ -183,6 +183,9 @@ class ExpertsConfig:
     """As mlp_activation, for the experts and the shared experts."""
     expert_linear_bias: bool = False
     """Biases inside the experts (gpt-oss); the output bias is weighted like the output."""
+    recompute_experts: bool = False
+    """Compute the experts' hidden activations again in the backward pass instead of keeping them: less
+    memory for a fifth more arithmetic."""
 
     def __post_init__(self) -> None:
         check(self.d_expert >= 1, "experts.d_expert", self.d_expert, "must be at least 1")
