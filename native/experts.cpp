@@ -309,7 +309,9 @@ class Backward {
         // up: grad_hidden^T x; down: grad_y^T act.
         const Matrix left = t.up ? Matrix{pending.grad_hidden.get(), U} : layer_.rows_of(grad_y_, e, 0);
         const Matrix right = t.up ? layer_.inputs(e, 0) : Matrix{pending.act.get(), F};
-        product(left.from(0, t.row), right, t.rows, columns, e.rows, t.up ? e.grad_up : e.grad_down, t.row, s);
+        // A bias may want its gradient where the matrix is frozen.
+        if (void *target = t.up ? e.grad_up : e.grad_down)
+            product(left.from(0, t.row), right, t.rows, columns, e.rows, target, t.row, s);
         if (t.up && e.grad_up_bias != nullptr)
             column_sums(left.from(0, t.row), nullptr, e.rows, t.rows, e.grad_up_bias, t.row, s);
         if (!t.up && e.grad_down_bias != nullptr)
