@@ -389,14 +389,19 @@ class Backward {
 
     void column_sums(const Matrix &rows, const float *weights, int64_t count, int columns, void *target,
                      int64_t first, Scratch &s) const {
-        float *sum = s.row.get(), *row = s.tile.get();
+        float *sum = s.row.get(), *row = s.tile.get(), *part = row + columns;
         std::fill(sum, sum + columns, 0.0f);
-        for (int64_t i = 0; i < count; ++i) {
-            const Matrix at = rows.from(i, 0);
-            const char *data = static_cast<const char *>(at.data) +
-                               (at.rows ? at.rows[0] * at.ld : 0) * element_size(at.type);
-            layer_.k.widen(row, data, at.type, columns);
-            layer_.k.add(sum, row, columns, weights ? weights[i] : 1.0f);
+        // In parts, like the products: a chain of additions as long as the rows would lose digits.
+        for (int64_t start = 0; start < count; start += kDepth) {
+            std::fill(part, part + columns, 0.0f);
+            for (int64_t i = start; i < std::min<int64_t>(count, start + kDepth); ++i) {
+                const Matrix at = rows.from(i, 0);
+                const char *data = static_cast<const char *>(at.data) +
+                                   (at.rows ? at.rows[0] * at.ld : 0) * element_size(at.type);
+                layer_.k.widen(row, data, at.type, columns);
+                layer_.k.add(part, row, columns, weights ? weights[i] : 1.0f);
+            }
+            layer_.k.add(sum, part, columns, 1.0f);
         }
         layer_.k.narrow(static_cast<char *>(target) + first * element_size(layer_.type), layer_.type, sum,
                         columns);
