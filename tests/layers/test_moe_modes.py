@@ -182,7 +182,7 @@ def test_explain_backend_names_the_backend_and_the_reason():
     moe = MoE(make_config())
     expected = "native: on the CPU" if isinstance(library(), Library) else "sorted: native refuses: "
     assert moe.explain_backend(torch.randn(2, 8)).startswith(expected)
-    doubles = moe.explain_backend(torch.randn(2, 8, dtype=torch.float64))
+    doubles = moe.double().explain_backend(torch.randn(2, 8, dtype=torch.float64))
     assert doubles.startswith("sorted: native refuses: ")
     assert MoE(make_config(), backend="reference").explain_backend(torch.randn(2, 8)) == (
         "reference: it was asked for"
