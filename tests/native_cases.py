@@ -126,7 +126,7 @@ def magnitudes(case: Case, inputs: dict[str, Tensor | None]) -> dict[str, Tensor
     """Sums of the magnitudes of the terms: what rounding errors are relative to where terms cancel.
 
     With no negative number in it the same computation has terms of at least half that size and none of them
-    cancel: silu, gelu and relu, and their slopes, grow with their argument (the slopes to at most 1.13 of it).
+    cancel: silu, gelu and relu grow with their argument, and slopes lie between -0.13 and 1.13.
     """
     return reference(case, converted(inputs, torch.abs))
 

@@ -133,8 +133,8 @@ def test_bfloat16_rounds_once(activation, recompute, isa):
     want = reference(case, inputs)
     with computing(isa):
         got = step(case, inputs, "native")
-    # Arithmetic is float32; what is stored in bfloat16 was rounded once. So were the hidden rows that forward
-    # keeps, unless they are recomputed: an activation is up to 3 such errors (gate and up, and the gate's slope).
+    # Arithmetic is float32; what is stored in bfloat16 was rounded once. So were the hidden rows that
+    # forward keeps, unless they are recomputed: an activation has up to 3 such errors (gate, up, slope).
     kept = 0.0 if recompute else 3 * BFLOAT16_ROUNDING
     for name, value in got.items():
         stored = 0.0 if value.dtype == torch.float32 else BFLOAT16_ROUNDING
@@ -209,8 +209,8 @@ def test_activations_hold_far_from_zero(activation, isa):
     want = reference(case, inputs)
     with computing(isa):
         got = step(case, inputs, "native")
-    # Where an activation or its slope fades out it may lose relative, never absolute, accuracy. The slope of silu
-    # at x = 15 is the hardest: s + x s (1 - s) with an s that rounds to 1 in its last places.
+    # Where an activation or its slope fades out it may lose relative, never absolute, accuracy. The slope of
+    # silu at 15 is the hardest: s + x s (1 - s) with an s that rounds to 1 in its last places.
     power = 2 if activation in (*GATED, "relu2") else 1
     for name in ("y", "x"):
         size = 1 + x.abs().double()[:, None] ** (power if name == "y" else power - 1)
