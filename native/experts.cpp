@@ -611,7 +611,7 @@ void scatter_weight_gradients(const Layer &layer, const mw_experts &a, const mw_
 int64_t sort_assignments(const mw_experts &a) {
     const int64_t experts = a.up.shape[0], N = a.expert_ids.shape[0] * a.expert_ids.shape[1];
     const int64_t *ids = static_cast<const int64_t *>(a.expert_ids.data);
-    const bool *kept = static_cast<const bool *>(a.kept.data);
+    const uint8_t *kept = static_cast<const uint8_t *>(a.kept.data);  // a bool of 2 would be undefined
     int64_t *offsets = static_cast<int64_t *>(a.offsets.data);
     int32_t *order = static_cast<int32_t *>(a.order.data);
     for (int64_t n = 0; n < N; ++n)
