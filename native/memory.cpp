@@ -14,6 +14,15 @@
 #include <sys/mman.h>
 #endif
 
+#if defined(__has_feature)
+#define MW_HAS_FEATURE(name) __has_feature(name)
+#else
+#define MW_HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mw {
 namespace {
 
@@ -38,12 +47,25 @@ void *from_system(size_t bytes) {
     return buffer;
 }
 
+// Under AddressSanitizer: what was asked for may be touched, the rest of its class and unused buffers may not.
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+void close(void *buffer, size_t size) { ASAN_POISON_MEMORY_REGION(buffer, size); }
+void open(void *buffer, size_t size, size_t bytes) {
+    ASAN_POISON_MEMORY_REGION(buffer, size);
+    ASAN_UNPOISON_MEMORY_REGION(buffer, bytes);
+}
+#else
+void close(void *, size_t) {}
+void open(void *, size_t, size_t) {}
+#endif
+
 // Never holds more in all, used and unused, than was used at some time: caching does not raise the peak.
 class Cache {
   public:
     void *allocate(size_t bytes) {
         const size_t size = rounded(bytes);
         std::lock_guard<std::mutex> lock(mutex_);
+        const size_t peak = peak_;
         used_ += size;
         peak_ = std::max(peak_, used_);
         void *buffer = nullptr;
@@ -58,9 +80,11 @@ class Cache {
         }
         if (buffer == nullptr) {
             used_ -= size;
+            peak_ = peak;
             throw std::bad_alloc();
         }
         sizes_[buffer] = size;
+        open(buffer, size, bytes);
         return buffer;
     }
 
@@ -70,6 +94,7 @@ class Cache {
         if (found == sizes_.end()) return;
         used_ -= found->second;
         cached_ += found->second;
+        close(buffer, found->second);
         unused_.emplace(found->second, buffer);
         sizes_.erase(found);
     }
@@ -93,6 +118,7 @@ class Cache {
         while (cached_ > limit) {
             auto largest = std::prev(unused_.end());
             cached_ -= largest->first;
+            open(largest->second, largest->first, largest->first);
             std::free(largest->second);
             unused_.erase(largest);
         }
