@@ -1,0 +1,42 @@
+"""What one MoE layer adds to the process's peak memory in forward and backward, less the weight gradients."""
+
+from suite.arms import our_arms, peer_arms
+from suite.layers import PAPER_SHAPES, TINY, LayerRun, LayerShape
+from suite.peers import GROUPED
+from suite.registry import Arm, Case, Operation, Sampler, Settings, register
+from suite.sampling import peak_megabytes
+
+
+def memory_cases(settings: Settings) -> list[Case]:
+    """The three layers."""
+    if settings.quick:
+        return [TINY.case()]
+    return [LayerShape(T=4096, D=512, **sizes).case() for sizes in PAPER_SHAPES]
+
+
+def _peak(layer: LayerRun) -> Sampler:
+    return Sampler(
+        lambda: peak_megabytes(layer.run, layer.warm_up, layer.parameters),
+        layer.fingerprint,
+    )
+
+
+def memory_arms(case: Case, settings: Settings) -> list[Arm]:
+    """Ours and the peers."""
+    shape = LayerShape(**case.shape)
+    return [*our_arms(shape, settings, _peak), *peer_arms(shape, settings, _peak)]
+
+
+register(
+    Operation(
+        name="layer_memory",
+        summary="MoE layer, what forward and backward add to the peak resident memory (VmHWM), less the"
+        " gradients of the weights",
+        unit="MB",
+        reference=GROUPED.name,
+        mode="fresh",
+        rounds=3,
+        cases=memory_cases,
+        arms=memory_arms,
+    )
+)

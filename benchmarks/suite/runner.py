@@ -1,0 +1,104 @@
+"""Rounds of samples: every arm once a round, in turning order, so that the machine's drift hits all alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from suite.registry import Arm, Case, Operation, Settings
+from suite.workers import Apart, Here, Ready
+
+PATIENCE = 10.0
+"""Seconds; an arm whose first sample takes longer is not asked again."""
+
+Worker = Here | Apart
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """One arm in one case."""
+
+    arm: Arm
+    ready: Ready = field(default_factory=Ready)
+    samples: list[float] = field(default_factory=list)
+    agrees: bool | None = None
+    """Whether its fingerprint is that of the first arm with the same maths; None if there is no other."""
+
+
+def measure_case(
+    operation: Operation,
+    case: Case,
+    arms: list[Arm],
+    settings: Settings,
+    rounds: int,
+    workers: dict[str, Worker],
+    tell: Tell,
+) -> list[Measured]:
+    """Sample `arms` in turn. `workers` keeps their processes, by arm, for the next case."""
+    measured = [Measured(arm) for arm in arms]
+    fresh = operation.mode == "fresh"
+    if not fresh:
+        for entry in measured:
+            tell(f"{case.name}: {entry.arm.name}, warm-up")
+            worker = _worker(operation, entry.arm, settings, workers)
+            entry.ready = worker.prepare(case, entry.arm.name)
+            if entry.ready.seconds > PATIENCE and entry.ready.first is not None:
+                entry.samples.append(entry.ready.first)
+    for number in range(rounds):
+        for entry in measured if number % 2 == 0 else reversed(measured):
+            if entry.ready.refused or entry.ready.failed or entry.ready.seconds > PATIENCE:
+                continue
+            tell(f"{case.name}: {entry.arm.name}, round {number + 1} of {rounds}")
+            if fresh:
+                _fresh_sample(operation, case, entry, settings)
+            else:
+                _sample(entry, workers)
+    for worker in workers.values():
+        worker.release()
+    _compare(measured)
+    return measured
+
+
+def _worker(operation: Operation, arm: Arm, settings: Settings, workers: dict[str, Worker]) -> Worker:
+    if arm.name not in workers:
+        kind = Apart if operation.mode == "apart" else Here
+        workers[arm.name] = kind(operation, settings)
+    return workers[arm.name]
+
+
+def _sample(entry: Measured, workers: dict[str, Worker]) -> None:
+    try:
+        entry.samples.append(workers[entry.arm.name].sample())
+    except Exception as error:
+        entry.ready = Ready(failed=f"{type(error).__name__}: {error}")
+        del workers[entry.arm.name]
+
+
+def _fresh_sample(operation: Operation, case: Case, entry: Measured, settings: Settings) -> None:
+    worker = Apart(operation, settings)
+    try:
+        ready = worker.prepare(case, entry.arm.name)
+    finally:
+        worker.close()
+    if ready.first is not None:
+        entry.samples.append(ready.first)
+    entry.ready = ready
+
+
+def _compare(measured: list[Measured]) -> None:
+    """Set `agrees` wherever two arms should have computed the same."""
+    first: dict[str, Measured] = {}
+    for entry in measured:
+        maths, own = entry.arm.maths, entry.ready.fingerprint
+        if maths is None or not own:
+            continue
+        other = first.setdefault(maths, entry)
+        if other is not entry:
+            entry.agrees = _close(own, other.ready.fingerprint)
+            other.agrees = entry.agrees if other.agrees is None else other.agrees and entry.agrees
+
+
+def _close(own: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """To a thousandth: float32 in another order may send single tokens to other experts."""
+    return len(own) == len(other) and all(
+        abs(a - b) <= 1e-3 * max(abs(a), abs(b)) for a, b in zip(own, other, strict=True)
+    )
