@@ -43,6 +43,8 @@ def main(words: list[str]) -> int:
         serve(options.worker)
         return 0
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
     if options.list:
         console.print(listing())
         return 0

@@ -1,5 +1,6 @@
 """One MoE layer as data: its shape, and weights and inputs that every arm loads."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -81,7 +82,7 @@ class LayerRun:
         self.parameters = list(module.parameters())
         self._x = data.x_TD
         self._size = (rows, -1, data.x_TD.shape[1])
-        self._y_norm = torch.zeros(())
+        self._y = data.x_TD
 
     def run(self) -> None:
         """One pass over all tokens."""
@@ -95,8 +96,8 @@ class LayerRun:
     def fingerprint(self) -> list[float]:
         """Norms of the last output and gradient of the input, and those of the weights together."""
         assert self._x.grad is not None
-        grads = [p.grad.float().norm() for p in self.parameters if p.grad is not None]
-        return [float(self._y_norm), float(self._x.grad.float().norm()), float(torch.stack(grads).norm())]
+        grads = [_norm(p.grad) for p in self.parameters if p.grad is not None]
+        return [_norm(self._y), _norm(self._x.grad), math.hypot(*grads)]
 
     def _pass(self, x_TD: Tensor, grad_TD: Tensor) -> None:
         for parameter in self.parameters:
@@ -105,4 +106,9 @@ class LayerRun:
         output = self.module(x_TD.view(self._size))
         y = output[0] if isinstance(output, tuple) else output
         y.backward(grad_TD.view_as(y))
-        self._y_norm = y.detach().norm()
+        self._y = y.detach()
+
+
+def _norm(tensor: Tensor) -> float:
+    """Summed in float64: over millions of elements float32 is off by a thousandth."""
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))

@@ -105,6 +105,7 @@ def case_record(operation: Operation, case: Case, measured: list[Measured]) -> R
                 "ratio": ratio(entry.samples, samples.get(over or "", [])),
                 "fingerprint": list(entry.ready.fingerprint),
                 "agrees": entry.agrees,
+                "slow": entry.slow,
                 "refused": entry.ready.refused,
                 "failed": entry.ready.failed,
             }

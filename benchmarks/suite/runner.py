@@ -1,5 +1,6 @@
 """Rounds of samples: every arm once a round, in turning order, so that the machine's drift hits all alike."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -8,6 +9,9 @@ from suite.workers import Apart, Here, Ready
 
 PATIENCE = 10.0
 """Seconds; an arm whose first sample takes longer is not asked again."""
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Of fingerprints, relative: in another order of sums single tokens may go to other experts."""
 
 Worker = Here | Apart
 Tell = Callable[[str], None]
@@ -20,8 +24,10 @@ class Measured:
     arm: Arm
     ready: Ready = field(default_factory=Ready)
     samples: list[float] = field(default_factory=list)
+    slow: bool = False
+    """Whether PATIENCE ended after the first sample, which is then the only one."""
     agrees: bool | None = None
-    """Whether its fingerprint is that of the first arm with the same maths; None if there is no other."""
+    """Whether its fingerprint is that of the arms with the same maths; None if there are no others."""
 
 
 def measure_case(
@@ -42,10 +48,11 @@ def measure_case(
             worker = _worker(operation, entry.arm, settings, workers)
             entry.ready = worker.prepare(case, entry.arm.name)
             if entry.ready.seconds > PATIENCE and entry.ready.first is not None:
+                entry.slow = True
                 entry.samples.append(entry.ready.first)
     for number in range(rounds):
         for entry in measured if number % 2 == 0 else reversed(measured):
-            if entry.ready.refused or entry.ready.failed or entry.ready.seconds > PATIENCE:
+            if entry.ready.refused or entry.ready.failed or entry.slow:
                 continue
             tell(f"{case.name}: {entry.arm.name}, round {number + 1} of {rounds}")
             if fresh:
@@ -54,7 +61,7 @@ def measure_case(
                 _sample(entry, workers)
     for worker in workers.values():
         worker.release()
-    _compare(measured)
+    _compare(measured, TOLERANCE[settings.dtype])
     return measured
 
 
@@ -84,21 +91,17 @@ def _fresh_sample(operation: Operation, case: Case, entry: Measured, settings: S
     entry.ready = ready
 
 
-def _compare(measured: list[Measured]) -> None:
-    """Set `agrees` wherever two arms should have computed the same."""
-    first: dict[str, Measured] = {}
+def _compare(measured: list[Measured], tolerance: float) -> None:
+    """Set `agrees` wherever several arms should have computed the same: near the median of them all."""
+    groups: dict[str, list[Measured]] = {}
     for entry in measured:
-        maths, own = entry.arm.maths, entry.ready.fingerprint
-        if maths is None or not own:
+        if entry.arm.maths is not None and entry.ready.fingerprint:
+            groups.setdefault(entry.arm.maths, []).append(entry)
+    for group in groups.values():
+        if len(group) < 2:
             continue
-        other = first.setdefault(maths, entry)
-        if other is not entry:
-            entry.agrees = _close(own, other.ready.fingerprint)
-            other.agrees = entry.agrees if other.agrees is None else other.agrees and entry.agrees
-
-
-def _close(own: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """To a thousandth: float32 in another order may send single tokens to other experts."""
-    return len(own) == len(other) and all(
-        abs(a - b) <= 1e-3 * max(abs(a), abs(b)) for a, b in zip(own, other, strict=True)
-    )
+        figures = zip(*(entry.ready.fingerprint for entry in group), strict=True)
+        middle = [statistics.median(figure) for figure in figures]
+        for entry in group:
+            pairs = zip(entry.ready.fingerprint, middle, strict=True)
+            entry.agrees = all(abs(own - other) <= tolerance * abs(other) for own, other in pairs)

@@ -42,14 +42,20 @@ def per_second(
 
 
 def peak_megabytes(
-    run: Callable[[], object], warm_up: Callable[[], object], parameters: Iterable[nn.Parameter]
+    run: Callable[[], object],
+    warm_up: Callable[[], object],
+    parameters: Iterable[nn.Parameter],
+    settings: Settings,
 ) -> float:
     """MB (10^6 bytes) by which `run` raises the peak of resident memory, less the gradients of `parameters`.
 
     `warm_up` is a small run that loads code and makes thread pools. Then free memory goes back to the
     system, the kernel's high-water mark (VmHWM) is reset to what is resident now (VmRSS), and `run` raises
-    it. Linux only; see proc(5), clear_refs. Raises RefusedError elsewhere.
+    it. A peak that comes before the gradients exist is flattered by up to their size. For Linux and the CPU
+    alone; see proc(5), clear_refs. Raises RefusedError elsewhere.
     """
+    if settings.device != "cpu":
+        raise RefusedError("measures the memory of the CPU")
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         raise RefusedError("peak memory is read from Linux's /proc")

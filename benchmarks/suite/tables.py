@@ -71,8 +71,8 @@ def _caption(operation: Record) -> str:
     over = f" over {operation['reference']}" if operation["reference"] else ""
     threads = operation["threads"]
     return (
-        f"{operation['summary']}. Median {operation['unit']} ({better} is better); in brackets the median ratio"
-        f"{over} and its quartiles. {operation['rounds']} interleaved rounds on"
+        f"{operation['summary']}. Median {operation['unit']} ({better} is better); in brackets the median"
+        f" ratio{over} and its quartiles. {operation['rounds']} interleaved rounds on"
         f" {threads} thread{'s' if threads > 1 else ''}."
     )
 
@@ -101,7 +101,7 @@ def _remark(arm: Record) -> str:
         return arm["refused"]
     if arm["agrees"] is False:
         return "DIFFERS from the others in its results"
-    return "one sample, its first" if len(arm["samples"]) == 1 else ""
+    return "slow: one sample, its first" if arm["slow"] else ""
 
 
 def _range(quartiles: list[float] | None, text: Callable[[float], str]) -> str:

@@ -1,5 +1,7 @@
 """What one MoE layer adds to the process's peak memory in forward and backward, less the weight gradients."""
 
+from functools import partial
+
 from suite.arms import our_arms, peer_arms
 from suite.layers import PAPER_SHAPES, TINY, LayerRun, LayerShape
 from suite.peers import GROUPED
@@ -14,17 +16,17 @@ def memory_cases(settings: Settings) -> list[Case]:
     return [LayerShape(T=4096, D=512, **sizes).case() for sizes in PAPER_SHAPES]
 
 
-def _peak(layer: LayerRun) -> Sampler:
-    return Sampler(
-        lambda: peak_megabytes(layer.run, layer.warm_up, layer.parameters),
-        layer.fingerprint,
-    )
+def _peak(settings: Settings, layer: LayerRun) -> Sampler:
+    def sample() -> float:
+        return peak_megabytes(layer.run, layer.warm_up, layer.parameters, settings)
+
+    return Sampler(sample, layer.fingerprint)
 
 
 def memory_arms(case: Case, settings: Settings) -> list[Arm]:
     """Ours and the peers."""
-    shape = LayerShape(**case.shape)
-    return [*our_arms(shape, settings, _peak), *peer_arms(shape, settings, _peak)]
+    shape, sampled = LayerShape(**case.shape), partial(_peak, settings)
+    return [*our_arms(shape, settings, sampled), *peer_arms(shape, settings, sampled)]
 
 
 register(
