@@ -22,8 +22,8 @@ import suite.operations  # noqa: F401, fills the table
 from moeworks.errors import nearest
 from suite import results, tables
 from suite.registry import OPERATIONS, Operation, Settings, wanted
-from suite.runner import Worker, measure_case
-from suite.workers import serve
+from suite.runner import measure_case
+from suite.workers import Worker, serve
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 QUICK_ROUNDS = 2

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +22,7 @@ _RECOMPUTE = "recompute_experts"
 
 def our_arms(shape: LayerShape, settings: Settings, sampled: Sampled) -> list[Arm]:
     """moeworks on each backend, once more with recomputation where MoEConfig knows it."""
-    variants: list[tuple[str, dict[str, bool]]] = [("", {})]
+    variants: list[tuple[str, dict[str, Any]]] = [("", {})]
     if _RECOMPUTE in {entry.name for entry in fields(MoEConfig)}:
         variants.append((", recompute", {_RECOMPUTE: True}))
     return [
@@ -52,7 +52,7 @@ def peer_arms(
 
 
 def our_layer(
-    backend: Backend, shape: LayerShape, settings: Settings, options: dict[str, bool] | None = None
+    backend: Backend, shape: LayerShape, settings: Settings, options: dict[str, Any] | None = None
 ) -> LayerRun:
     """moeworks.MoE with the case's weights. Raises RefusedError when the backend does not serve them."""
     config = MoEConfig(d_model=shape.D, d_expert=shape.F, num_experts=shape.E, top_k=shape.K)
@@ -72,7 +72,7 @@ def our_layer(
 
 def _build_ours(
     backend: Backend,
-    options: dict[str, bool],
+    options: dict[str, Any],
     shape: LayerShape,
     settings: Settings,
     sampled: Sampled,

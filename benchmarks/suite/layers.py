@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,11 @@ class LayerShape:
         return self.K * self.F
 
 
-PAPER_SHAPES = (dict(E=8, K=2, F=1792), dict(E=64, K=8, F=352), dict(E=256, K=8, F=128))
+LAYERS: tuple[dict[str, Any], ...] = (
+    dict(E=8, K=2, F=1792),
+    dict(E=64, K=8, F=352),
+    dict(E=256, K=8, F=128),
+)
 """The three layers, from few wide to many narrow experts."""
 TINY = LayerShape(T=64, D=32, E=8, K=2, F=16)
 

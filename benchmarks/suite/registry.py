@@ -43,7 +43,8 @@ class Case:
     """One shape of an operation."""
 
     name: str
-    shape: dict[str, int | str]
+    shape: dict[str, Any]
+    """Numbers and words, for the arms and for JSON."""
 
 
 @dataclass(frozen=True)

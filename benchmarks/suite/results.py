@@ -116,8 +116,11 @@ def case_record(operation: Operation, case: Case, measured: list[Measured]) -> R
 def ratio(samples: list[float], others: list[float]) -> Record | None:
     """Median and quartiles of the ratios of the samples that were taken in the same rounds.
 
-    Neighbours in time share the machine's mood, so their ratio holds still where their medians drift.
+    Neighbours in time share the machine's mood, so their ratio holds still where their medians drift. A
+    single sample has no neighbours and is held against the others' median.
     """
+    if len(samples) == 1 and others:
+        others = [statistics.median(others)]
     ratios = [a / b for a, b in zip(samples, others, strict=False) if b]
     return _spread(ratios) if ratios else None
 

@@ -1,19 +1,19 @@
 """Rounds of samples: every arm once a round, in turning order, so that the machine's drift hits all alike."""
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from suite.registry import Arm, Case, Operation, Settings
-from suite.workers import Apart, Here, Ready
+from suite.workers import Apart, Here, Ready, Worker
 
 PATIENCE = 10.0
-"""Seconds; an arm whose first sample takes longer is not asked again."""
+"""Seconds; an arm whose first two samples both take longer is not asked again."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Of fingerprints, relative: in another order of sums single tokens may go to other experts."""
 
-Worker = Here | Apart
 Tell = Callable[[str], None]
 
 
@@ -25,7 +25,7 @@ class Measured:
     ready: Ready = field(default_factory=Ready)
     samples: list[float] = field(default_factory=list)
     slow: bool = False
-    """Whether PATIENCE ended after the first sample, which is then the only one."""
+    """Whether PATIENCE ended after the second sample, which is then the only one."""
     agrees: bool | None = None
     """Whether its fingerprint is that of the arms with the same maths; None if there are no others."""
 
@@ -47,9 +47,10 @@ def measure_case(
             tell(f"{case.name}: {entry.arm.name}, warm-up")
             worker = _worker(operation, entry.arm, settings, workers)
             entry.ready = worker.prepare(case, entry.arm.name)
-            if entry.ready.seconds > PATIENCE and entry.ready.first is not None:
-                entry.slow = True
-                entry.samples.append(entry.ready.first)
+            if entry.ready.failed:
+                workers.pop(entry.arm.name).close()  # its process may be gone
+            elif entry.ready.seconds > PATIENCE:
+                _settle_slow(entry, workers)
     for number in range(rounds):
         for entry in measured if number % 2 == 0 else reversed(measured):
             if entry.ready.refused or entry.ready.failed or entry.slow:
@@ -72,23 +73,32 @@ def _worker(operation: Operation, arm: Arm, settings: Settings, workers: dict[st
     return workers[arm.name]
 
 
+def _settle_slow(entry: Measured, workers: dict[str, Worker]) -> None:
+    """Ask once more: the first may have loaded code or met a busy machine. A second like it stays alone."""
+    started = time.perf_counter()
+    _sample(entry, workers)
+    if time.perf_counter() - started > PATIENCE and not entry.ready.failed:
+        entry.slow = True
+    else:
+        entry.samples.clear()
+
+
 def _sample(entry: Measured, workers: dict[str, Worker]) -> None:
     try:
         entry.samples.append(workers[entry.arm.name].sample())
     except Exception as error:
         entry.ready = Ready(failed=f"{type(error).__name__}: {error}")
-        del workers[entry.arm.name]
+        workers.pop(entry.arm.name).close()
 
 
 def _fresh_sample(operation: Operation, case: Case, entry: Measured, settings: Settings) -> None:
     worker = Apart(operation, settings)
     try:
-        ready = worker.prepare(case, entry.arm.name)
+        entry.ready = worker.prepare(case, entry.arm.name)
     finally:
         worker.close()
-    if ready.first is not None:
-        entry.samples.append(ready.first)
-    entry.ready = ready
+    if entry.ready.first is not None:
+        entry.samples.append(entry.ready.first)
 
 
 def _compare(measured: list[Measured], tolerance: float) -> None:

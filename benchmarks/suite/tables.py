@@ -101,7 +101,7 @@ def _remark(arm: Record) -> str:
         return arm["refused"]
     if arm["agrees"] is False:
         return "DIFFERS from the others in its results"
-    return "slow: one sample, its first" if arm["slow"] else ""
+    return "slow: one sample" if arm["slow"] else ""
 
 
 def _range(quartiles: list[float] | None, text: Callable[[float], str]) -> str:

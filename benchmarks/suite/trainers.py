@@ -1,6 +1,11 @@
 """Trainers of runs, on a backend of one's choice."""
 
-from moeworks.config import RunConfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import moeworks
+from moeworks.config import CorpusConfig, RunConfig
 from moeworks.data.shards import prepare
 from moeworks.errors import ConfigError
 from moeworks.models.decoder import moe_modules
@@ -8,6 +13,12 @@ from moeworks.ops.backends import Backend
 from moeworks.parallel.world import World
 from moeworks.train.trainer import Trainer
 from suite.registry import RefusedError
+
+QUICK_DATA: dict[str, Any] = dict(
+    data=(str(Path(moeworks.__file__).parent / "ops"),),
+    corpus=CorpusConfig(tokenizer="bytes", cache_dir=str(Path(tempfile.gettempdir(), "moeworks-benchmarks"))),
+)
+"""Fields of a RunConfig for --quick: a few of our own files, as bytes."""
 
 
 def our_trainer(config: RunConfig, backend: Backend = "auto") -> Trainer:

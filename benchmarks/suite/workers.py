@@ -116,6 +116,9 @@ class Apart:
         return json.loads(answer)
 
 
+Worker = Here | Apart
+
+
 def serve(job: str) -> None:
     """The other end of Apart: answer questions on standard input until it closes."""
     with _private_stdout() as answers:

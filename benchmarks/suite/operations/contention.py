@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from suite.arms import our_arms, peer_arms
-from suite.layers import PAPER_SHAPES, TINY, LayerRun, LayerShape
+from suite.layers import LAYERS, TINY, LayerRun, LayerShape
 from suite.peers import DENSE, GROUPED
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
 from suite.sampling import per_second
@@ -52,7 +52,7 @@ def contention_cases(settings: Settings) -> list[Case]:
     """The layer with 64 experts."""
     if settings.quick:
         return [TINY.case()]
-    return [LayerShape(T=4096, D=512, **PAPER_SHAPES[1]).case()]
+    return [LayerShape(T=4096, D=512, **LAYERS[1]).case()]
 
 
 def contention_arms(case: Case, settings: Settings) -> list[Arm]:

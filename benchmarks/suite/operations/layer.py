@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from suite.arms import MATHS, our_arms, peer_arms
-from suite.layers import PAPER_SHAPES, TINY, LayerRun, LayerShape
+from suite.layers import LAYERS, TINY, LayerRun, LayerShape
 from suite.peers import DENSE, GROUPED
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
 from suite.routing import KINDS
@@ -15,9 +16,10 @@ def layer_cases(settings: Settings) -> list[Case]:
     """Uniform, Zipf and real loads at T 4096 and d 512; then a wider layer, few tokens and many."""
     if settings.quick:
         return [TINY.case()]
-    base = [LayerShape(T=4096, D=512, **sizes) for sizes in PAPER_SHAPES]
+    base = [LayerShape(T=4096, D=512, **sizes) for sizes in LAYERS]
     shapes = [replace(shape, routing=kind) for kind in KINDS for shape in base]
-    for change in (dict(D=1024), dict(T=512), dict(T=16_384)):
+    changes: list[dict[str, Any]] = [dict(D=1024), dict(T=512), dict(T=16_384)]
+    for change in changes:
         shapes += [replace(shape, **change) for shape in base]
     return [shape.case() for shape in shapes]
 
@@ -49,7 +51,7 @@ def skew_cases(settings: Settings) -> list[Case]:
     """The three layers; the routings are arms, side by side."""
     if settings.quick:
         return [TINY.case()]
-    return [LayerShape(T=4096, D=512, **sizes).case() for sizes in PAPER_SHAPES]
+    return [LayerShape(T=4096, D=512, **sizes).case() for sizes in LAYERS]
 
 
 def skew_arms(case: Case, settings: Settings) -> list[Arm]:

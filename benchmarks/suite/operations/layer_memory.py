@@ -3,7 +3,7 @@
 from functools import partial
 
 from suite.arms import our_arms, peer_arms
-from suite.layers import PAPER_SHAPES, TINY, LayerRun, LayerShape
+from suite.layers import LAYERS, TINY, LayerRun, LayerShape
 from suite.peers import GROUPED
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
 from suite.sampling import peak_megabytes
@@ -13,7 +13,7 @@ def memory_cases(settings: Settings) -> list[Case]:
     """The three layers."""
     if settings.quick:
         return [TINY.case()]
-    return [LayerShape(T=4096, D=512, **sizes).case() for sizes in PAPER_SHAPES]
+    return [LayerShape(T=4096, D=512, **sizes).case() for sizes in LAYERS]
 
 
 def _peak(settings: Settings, layer: LayerRun) -> Sampler:

@@ -1,21 +1,18 @@
 """Training steps of the default preset: per backend, beside its dense twin, and what statistics cost."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import moeworks
-from moeworks.config import CorpusConfig, RunConfig
+from moeworks.config import RunConfig
 from moeworks.config.presets import DEFAULT_PRESET, dense_twin, preset
 from moeworks.ops.backends import BACKENDS, Backend
 from moeworks.train import loop, step
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
 from suite.sampling import milliseconds, per_second
-from suite.trainers import our_trainer
+from suite.trainers import QUICK_DATA, our_trainer
 
 TWIN = "dense twin"
 
@@ -66,8 +63,7 @@ def _config(case: Case, settings: Settings) -> RunConfig:
     config = replace(config, train=replace(config.train, threads=settings.threads, device="cpu"))
     if not settings.quick:
         return config
-    own = CorpusConfig(tokenizer="bytes", cache_dir=tempfile.gettempdir())
-    return replace(config, data=(str(Path(moeworks.__file__).parent / "ops"),), corpus=own)
+    return replace(config, **QUICK_DATA)
 
 
 def _built(
@@ -85,10 +81,11 @@ def _built(
 
 
 def _statistics(config: RunConfig) -> Sampler:
-    """Wraps the functions that compute them inside real steps."""
+    """Wraps the functions that compute them inside real steps, until it is closed."""
     trainer, watch = our_trainer(config), Stopwatch()
-    step._detached = watch.wrap(step._detached)
-    step._combined = watch.wrap(step._combined)
+    originals = {name: getattr(step, name) for name in ("_detached", "_combined")}
+    for name, function in originals.items():
+        setattr(step, name, watch.wrap(function))
     records = watch.wrap(loop._Interval.records)
 
     def sample() -> float:
@@ -98,7 +95,11 @@ def _statistics(config: RunConfig) -> Sampler:
         records(interval, trainer, 1.0)
         return 100 * watch.seconds / (time.perf_counter() - started)
 
-    return Sampler(sample)
+    def close() -> None:
+        for name, function in originals.items():
+            setattr(step, name, function)
+
+    return Sampler(sample, close=close)
 
 
 class Stopwatch:

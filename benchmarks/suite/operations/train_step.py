@@ -1,19 +1,15 @@
 """A whole training step of one Qwen3-MoE-shaped model: moeworks beside transformers with torch's AdamW."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-import moeworks
 from moeworks.config import (
     BalanceConfig,
-    CorpusConfig,
     ExpertsConfig,
     GQAConfig,
     ModelConfig,
@@ -27,7 +23,7 @@ from moeworks.ops.backends import BACKENDS, Backend
 from suite.peers import loaded, required
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
 from suite.sampling import per_second
-from suite.trainers import our_trainer
+from suite.trainers import QUICK_DATA, our_trainer
 
 AUX_COEF = 0.001
 """Of transformers' balance loss, which is K at balance where ours is 1."""
@@ -38,7 +34,6 @@ MATHS = "the first loss"
 def run_config(settings: Settings) -> RunConfig:
     """About 30 M parameters, 64 experts of which a token uses 8, on Python's own library."""
     config = RunConfig(
-        corpus=CorpusConfig(tokenizer="bpe"),
         model=ModelConfig(
             vocab_size=8192,
             d_model=256,
@@ -66,8 +61,7 @@ def run_config(settings: Settings) -> RunConfig:
     )
     return replace(
         config,
-        data=(str(Path(moeworks.__file__).parent / "ops"),),
-        corpus=CorpusConfig(tokenizer="bytes", cache_dir=tempfile.gettempdir()),
+        **QUICK_DATA,
         model=tiny,
         balance=BalanceConfig(global_batch_coef=2 * AUX_COEF),
         train=replace(config.train, batch_size=2, seq_len=32),
@@ -79,7 +73,7 @@ def train_cases(settings: Settings) -> list[Case]:
     config = run_config(settings)
     count, model, train = count_parameters(config.model), config.model, config.train
     name = f"{count.total / 1e6:.1f} M parameters, E {model.moe.num_experts}, k {model.moe.top_k}"
-    shape: dict[str, int | str] = {
+    shape = {
         "parameters": count.total,
         "active": count.active,
         "D": model.d_model,
