@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 
 def machine() -> Record:
-    """Processor, memory, threads, versions and commit."""
+    """Processor, memory, versions and commit."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -40,7 +40,6 @@ def machine() -> Record:
         "load_average": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -71,7 +70,8 @@ def write_text(path: Path, text: str) -> None:
 
 def run_record(settings: Settings) -> Record:
     """The head of a JSON file; operations are appended to it as they are measured."""
-    return {"format": FORMAT, "machine": machine(), "settings": asdict(settings), "operations": []}
+    shown = {**asdict(settings), "data": settings.data is not None}  # whose folders are whose is no result
+    return {"format": FORMAT, "machine": machine(), "settings": shown, "operations": []}
 
 
 def operation_record(operation: Operation, settings: Settings, rounds: int) -> Record:

@@ -85,7 +85,8 @@ class Apart:
             answer = self._ask({"prepare": asdict(case), "arm": arm_name})
         except EOFError as error:
             return Ready(failed=str(error))
-        return Ready(**{**answer, "fingerprint": tuple(answer["fingerprint"])})
+        answer["fingerprint"] = tuple(answer["fingerprint"])
+        return Ready(**answer)
 
     def sample(self) -> float:
         """As Here.sample. Raises EOFError when the process has died."""

@@ -43,10 +43,11 @@ def test_ratio_is_of_the_same_rounds() -> None:
 
 def test_record_holds_every_sample_and_where_it_was_taken(tmp_path: Path) -> None:
     record = record_of(measured("base", 1.0, 2.0, 4.0), measured("ours", 2.0, 2.0, 2.0))
+    assert "secret" not in json.dumps(results.run_record(Settings(data="/home/secret")))
     results.write_json(tmp_path / "new" / "out.json", record)
     read = json.loads((tmp_path / "new" / "out.json").read_text())
     assert read["format"] == results.FORMAT and read["settings"]["threads"] == 2
-    assert {"cpu", "cores", "threads", "torch", "python", "versions", "commit", "date"} <= read[
+    assert {"cpu", "cores", "memory_gb", "torch", "python", "versions", "commit", "date"} <= read[
         "machine"
     ].keys()
     ours = read["operations"][0]["cases"][0]["arms"][1]

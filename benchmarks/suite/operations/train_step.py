@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moeworks.config import (
     BalanceConfig,
@@ -176,7 +176,7 @@ def transformers_model(config: ModelConfig, model: nn.Module) -> Any:
             router_aux_loss_coef=AUX_COEF,
         )
     )
-    weights = {_their_name(name): value for name, value in model.named_parameters()}
+    weights: dict[str, Tensor] = {_their_name(name): value for name, value in model.named_parameters()}
     assert weights.keys() == dict(theirs.named_parameters()).keys()
     return loaded(theirs, weights).train()
 
