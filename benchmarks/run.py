@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -51,6 +52,8 @@ def main(words: list[str]) -> int:
     for name in options.names:
         if name not in OPERATIONS:
             parser.error(f"no operation {name!r}; {nearest(name, OPERATIONS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: torch finds no CUDA device")
     settings = Settings(
         threads=options.threads,
         quick=options.quick,

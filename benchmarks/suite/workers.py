@@ -1,6 +1,7 @@
 """Where an arm runs: in this process, or in one of its own that speaks JSON lines."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -63,6 +64,7 @@ class Here:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+            gc.collect()
 
     close = release
 

@@ -6,6 +6,7 @@ import pytest
 
 import suite.operations  # noqa: F401, fills the table
 from moeworks.ops.backends import BACKENDS
+from suite import arms
 from suite.registry import OPERATIONS, Arm, Operation, Sampler, Settings, register, wanted
 from suite.workers import cores, threads_of
 
@@ -35,18 +36,28 @@ def test_cases_and_arms_have_names_of_their_own_and_known_denominators(
     cases = operation.cases(settings)
     assert cases and len({case.name for case in cases}) == len(cases)
     for case in cases:
-        arms = operation.arms(case, settings)
-        names = [arm.name for arm in arms]
+        compared = operation.arms(case, settings)
+        names = [arm.name for arm in compared]
         assert len(set(names)) == len(names)
-        assert {arm.over or operation.reference for arm in arms} <= {*names, None}
-        assert any(arm.ours for arm in arms)
+        assert {arm.over or operation.reference for arm in compared} <= {*names, None}
+        assert any(arm.ours for arm in compared)
 
 
 @pytest.mark.parametrize("name", sorted(PER_BACKEND))
 def test_every_backend_is_an_arm(name: str) -> None:
     operation, settings = OPERATIONS[name], Settings()
-    arms = operation.arms(operation.cases(settings)[0], settings)
-    assert {f"moeworks {backend}" for backend in BACKENDS} <= {arm.name for arm in arms}
+    names = {arm.name for arm in operation.arms(operation.cases(settings)[0], settings)}
+    assert {f"moeworks {backend}" for backend in BACKENDS} <= names
+
+
+def test_recomputation_is_a_variant_once_the_config_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    operation, settings = OPERATIONS["layer_memory"], Settings(quick=True)
+    case = operation.cases(settings)[0]
+    monkeypatch.setattr(arms, "_RECOMPUTE", "no such field")
+    assert not any("recompute" in arm.name for arm in operation.arms(case, settings))
+    monkeypatch.setattr(arms, "_RECOMPUTE", "router_bias")  # any switch of MoEConfig will do
+    varied = [arm for arm in operation.arms(case, settings) if "recompute" in arm.name]
+    assert [arm.name for arm in varied] == [f"moeworks {backend}, recompute" for backend in BACKENDS]
 
 
 def test_a_name_is_registered_once() -> None:
@@ -55,14 +66,14 @@ def test_a_name_is_registered_once() -> None:
 
 
 def test_filtered_arms_bring_what_their_ratios_are_over() -> None:
-    arms = [
+    every = [
         Arm(name=name, build=lambda: Sampler(lambda: 0.0), over=over)
         for name, over in (("a", None), ("b", None), ("b, busy", "b"), ("base", None))
     ]
-    assert [arm.name for arm in wanted(arms, ["busy"], "base")] == ["b", "b, busy"]
-    assert [arm.name for arm in wanted(arms, ["a"], None)] == ["a", "base"]
-    assert [arm.name for arm in wanted([arms[0], arms[3]], ["a"], "base")] == ["a", "base"]
-    assert wanted(arms, None, "base") == arms
+    assert [arm.name for arm in wanted(every, ["busy"], "base")] == ["b", "b, busy"]
+    assert [arm.name for arm in wanted(every, ["a"], None)] == ["a", "base"]
+    assert [arm.name for arm in wanted([every[0], every[3]], ["a"], "base")] == ["a", "base"]
+    assert wanted(every, None, "base") == every
 
 
 def test_threads_are_the_settings_or_one_for_each_core() -> None:

@@ -41,6 +41,13 @@ def test_an_unknown_operation_is_an_error_that_names_the_nearest(capsys: pytest.
     assert "no operation 'layers'; did you mean 'layer'?" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["layer", "--device", "cuda"])
+    assert "torch finds no CUDA device" in capsys.readouterr().err
+
+
 def test_layer_runs_all_arms_that_are_installed_and_ours_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from suite.arms import MATHS, our_arms, peer_arms
 from suite.layers import LAYERS, TINY, LayerRun, LayerShape
 from suite.peers import DENSE, GROUPED
 from suite.registry import Arm, Case, Operation, Sampler, Settings, register
-from suite.routing import KINDS
+from suite.routing import KINDS, TRACES
 from suite.sampling import milliseconds
 
 
@@ -18,6 +18,7 @@ def layer_cases(settings: Settings) -> list[Case]:
         return [TINY.case()]
     base = [LayerShape(T=4096, D=512, **sizes) for sizes in LAYERS]
     shapes = [replace(shape, routing=kind) for kind in KINDS for shape in base]
+    shapes = [shape for shape in shapes if shape.routing != "trace" or shape.E in TRACES]
     changes: list[dict[str, Any]] = [dict(D=1024), dict(T=512), dict(T=16_384)]
     for change in changes:
         shapes += [replace(shape, **change) for shape in base]
