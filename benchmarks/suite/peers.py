@@ -142,11 +142,11 @@ DENSE, GROUPED = PEERS[0], PEERS[1]
 
 
 def required(module: str) -> ModuleType:
-    """Import a peer. Raises RefusedError when it is not installed."""
+    """Import a peer. Raises RefusedError when that fails."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise RefusedError(f"{module.partition('.')[0]} is not installed") from error
+        raise RefusedError(f"cannot be imported: {error}") from error
 
 
 def loaded(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
