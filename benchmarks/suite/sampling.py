@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from moeworks.ops.native.library import Library, library
 from suite.registry import RefusedError, Settings
 
 MIN_SECONDS = 0.2
@@ -81,6 +82,9 @@ def _status_bytes(field: str) -> int:
 
 
 def _return_free_memory() -> None:
+    native = library()
+    if isinstance(native, Library):
+        native.release_cache()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except AttributeError:  # another C library than glibc
