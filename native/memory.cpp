@@ -14,6 +14,15 @@
 #include <sys/mman.h>
 #endif
 
+#if defined(__has_feature)
+#define MW_HAS_FEATURE(name) __has_feature(name)
+#else
+#define MW_HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mw {
 namespace {
 
@@ -33,6 +42,18 @@ void *from_system(size_t bytes) {
     return buffer;
 }
 
+// Under AddressSanitizer: what was asked for may be touched, the rest of a reused buffer and unused ones may not.
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+void close(void *buffer, size_t size) { ASAN_POISON_MEMORY_REGION(buffer, size); }
+void open(void *buffer, size_t size, size_t bytes) {
+    ASAN_POISON_MEMORY_REGION(buffer, size);
+    ASAN_UNPOISON_MEMORY_REGION(buffer, bytes);
+}
+#else
+void close(void *, size_t) {}
+void open(void *, size_t, size_t) {}
+#endif
+
 // What was used and is free now, least recently released first. Used and unused together stay near the most that
 // was ever used at one time, so that caching hardly raises the peak.
 class Cache {
@@ -50,6 +71,7 @@ class Cache {
         used_ += block.size;
         peak_ = std::max(peak_, used_);
         sizes_[block.data] = block.size;
+        open(block.data, block.size, bytes);
         return block.data;
     }
 
@@ -59,6 +81,7 @@ class Cache {
         if (found == sizes_.end()) return;
         used_ -= found->second;
         cached_ += found->second;
+        close(buffer, found->second);
         unused_.push_back({buffer, found->second});
         sizes_.erase(found);
     }
@@ -107,8 +130,10 @@ class Cache {
 
     void shrink(size_t limit) {
         while (cached_ > limit) {
-            cached_ -= unused_.front().size;
-            std::free(unused_.front().data);
+            const Block oldest = unused_.front();
+            cached_ -= oldest.size;
+            open(oldest.data, oldest.size, oldest.size);
+            std::free(oldest.data);
             unused_.pop_front();
         }
     }
