@@ -21,10 +21,10 @@
 namespace mw {
 namespace {
 
-constexpr int kBlockRows = 252;     // rows of an item, a multiple of the tiles' rows
+constexpr int kBlockRows = 378;     // rows of an item, a multiple of the tiles' rows
 constexpr int kItemsPerThread = 16; // enough to share the work evenly; fewer: items of half the rows
 constexpr int kBuffersPerThread = 4;
-constexpr int kGradRows = 256;      // rows of a weight gradient that one task computes
+constexpr int kGradRows = 378;      // rows of a weight gradient that one task computes
 constexpr int kGradDepth = 1024;    // tokens whose contribution to it is packed at a time
 
 int64_t element_size(int type) { return type == kFloat32 ? 4 : 2; }

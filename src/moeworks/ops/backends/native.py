@@ -189,13 +189,15 @@ def _differentiable(inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
 
 def _save(ctx, inputs, output):
     *tensors, num_routes, activation, weigh_input, _ = inputs
+    ctx.set_materialize_grads(False)  # or autograd makes zeros for hidden, which has no gradient
     ctx.present = [t is not None for t in tensors]
     ctx.save_for_backward(*(t for t in tensors if t is not None), *output[1:])
-    ctx.set_materialize_grads(False)  # or each backward clears a gradient of `hidden` that nobody reads
     ctx.options = (num_routes, activation, weigh_input)
 
 
 def _differentiate(ctx, grad_TD, *_):
+    if grad_TD is None:
+        return (None,) * (len(_FIELDS) + 4)
     saved = list(
         ctx.saved_tensors
     )  # once only: each access unpacks anew, which activation checkpointing forbids
