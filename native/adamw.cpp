@@ -40,7 +40,7 @@ void adamw(const mw_adamw_item *items, int64_t count, double gradient_scale, int
                            static_cast<float>(gradient_scale)});
     }
     const std::vector<Piece> pieces = cut(count, [&](int64_t i) { return items[i].param.shape[0]; });
-    for_blocks(static_cast<int64_t>(pieces.size()), threads, [&](int64_t block) {
+    for_blocks(static_cast<int64_t>(pieces.size()), threads, [&](int64_t block, int) {
         const Piece &p = pieces[block];
         const mw_adamw_item &o = items[p.tensor];
         k.adamw(p.count, floats(o.param, p.start), floats(o.grad, p.start), floats(o.exp_avg, p.start),
@@ -52,7 +52,7 @@ double sum_of_squares(const mw_tensor *tensors, int64_t count, int threads) {
     const StepKernels &k = *kernels().step;
     const std::vector<Piece> pieces = cut(count, [&](int64_t i) { return tensors[i].shape[0]; });
     std::vector<double> sums(pieces.size());
-    for_blocks(static_cast<int64_t>(pieces.size()), threads, [&](int64_t block) {
+    for_blocks(static_cast<int64_t>(pieces.size()), threads, [&](int64_t block, int) {
         const Piece &p = pieces[block];
         sums[block] = k.sum_of_squares(p.count, floats(tensors[p.tensor], p.start));
     });

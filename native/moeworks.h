@@ -103,10 +103,8 @@ MW_API int mw_experts_backward(const mw_experts *args, const mw_experts_grad *gr
 
 /* The step around the experts. Float tensors are float32 unless said otherwise; none may overlap another. */
 
-#define MW_MAX_TOP_K 64
-
 /* ids [T, K] int64: where the K largest of each row of values [T, E] (float32 or float64) are, largest first,
- * ties to the lower index; NaN counts as the largest, -inf as the lowest finite value. K <= MW_MAX_TOP_K. */
+ * ties to the lower index; NaN counts as the largest, -inf as the lowest finite value. */
 MW_API int mw_top_k(const mw_tensor *values, const mw_tensor *ids, int32_t threads);
 
 /* losses [T] = scale [T] * (logsumexp(row) - row[target]) of logits [T, V]; targets [T] int64. With `gradient`

@@ -44,7 +44,7 @@ void rms_norm_backward(const mw_tensor &grad_y, const mw_tensor &x, const mw_ten
     const bool sums = grad_weight.data != nullptr;
     // A sum per block, added in order.
     Buffer<float> partial(sums ? blocks * width : 0);
-    for_blocks(blocks, threads, [&](int64_t block) {
+    for_blocks(blocks, threads, [&](int64_t block, int) {
         float *sum = sums ? partial.get() + block * width : nullptr;
         if (sums) std::memset(sum, 0, sizeof(float) * width);
         for (int64_t row = block * each, stop = std::min(rows, row + each); row < stop; ++row)

@@ -16,6 +16,10 @@ struct AdamWFactors {
 };
 
 struct StepKernels {
+    // ids [k]: where the k <= n largest of row [n] are, largest first, ties to the lower index, -inf as the lowest
+    // finite value. False, and nothing done, if there is a NaN. `scratch` holds n + kSlack floats.
+    bool (*top_k)(int n, const float *row, int k, float *scratch, int64_t *ids);
+
     // row [n] of logits: returns scale * (logsumexp(row) - row[target]); with `gradient` the row becomes the
     // gradient of that.
     float (*cross_entropy)(float *row, int64_t n, int64_t target, float scale, bool gradient);

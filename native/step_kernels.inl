@@ -14,6 +14,58 @@ inline vf square_root(vf v) {
     return load(lanes);
 }
 
+bool top_k(int n, const float *row, int k, float *scratch, int64_t *ids) {
+    const float lowest = -3.402823466e+38f, nothing = -__builtin_inff();
+    vi nan = {};
+    int padded = 0;
+    for (; padded + V <= n; padded += V) {
+        const vf x = load(row + padded);
+        nan |= x != x;
+        store(scratch + padded, x < all(lowest) ? all(lowest) : x);
+    }
+    bool any = false;
+    if (padded < n) {
+        store(scratch + padded, all(nothing));
+        for (int i = padded; i < n; ++i) {
+            any |= row[i] != row[i];
+            scratch[i] = row[i] < lowest ? lowest : row[i];
+        }
+        padded += V;
+    }
+    for (int i = 0; i < V; ++i) any |= nan[i] != 0;
+    if (any) return false;
+    vi lanes;
+    for (int i = 0; i < V; ++i) lanes[i] = i;
+    // A pass for each: the best of every lane, its first one, then the best of the lanes.
+    for (int slot = 0; slot < k; ++slot) {
+        vf best = load(scratch);
+        vi at = {};
+        for (int i = V; i < padded; i += V) {
+            const vf x = load(scratch + i);
+            const vi more = x > best;
+            best = more ? x : best;
+            at = more ? vi{} + i : at;
+        }
+        at += lanes;
+        float values[V];
+        int32_t places[V];
+        store(values, best);
+        memcpy(places, &at, sizeof at);
+#pragma GCC unroll 4
+        for (int half = V / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+            for (int i = 0; i < half; ++i) {
+                const bool other = (values[i + half] > values[i]) |
+                                   ((values[i + half] == values[i]) & (places[i + half] < places[i]));
+                values[i] = other ? values[i + half] : values[i];
+                places[i] = other ? places[i + half] : places[i];
+            }
+        ids[slot] = places[0];
+        scratch[places[0]] = nothing;
+    }
+    return true;
+}
+
 // Elements whose sum is kept in float32; sums of longer runs are added in double.
 constexpr int64_t kRun = 4096;
 
@@ -114,4 +166,4 @@ double sum_of_squares(int64_t n, const float *x) {
     return total;
 }
 
-constexpr StepKernels step_table = {cross_entropy, rms_norm, rms_norm_backward, rope, adamw, sum_of_squares};
+constexpr StepKernels step_table = {top_k, cross_entropy, rms_norm, rms_norm_backward, rope, adamw, sum_of_squares};

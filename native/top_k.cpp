@@ -3,7 +3,10 @@
 #include <limits>
 
 #include "blocks.hpp"
+#include "kernels.hpp"
+#include "memory.hpp"
 #include "step.hpp"
+#include "step_kernels.hpp"
 
 namespace mw {
 namespace {
@@ -28,22 +31,30 @@ template <typename T> void best_of_row(const T *row, int64_t n, int64_t k, T *be
     }
 }
 
-template <typename T> void best_of_rows(const mw_tensor &values, const mw_tensor &ids, int threads) {
-    const int64_t rows = values.shape[0], n = values.shape[1], k = ids.shape[1];
-    for_rows(rows, n, threads, [&](int64_t row) {
-        T best[MW_MAX_TOP_K];
-        best_of_row(static_cast<const T *>(values.data) + row * n, n, k, best,
-                    static_cast<int64_t *>(ids.data) + row * k);
+template <typename T, typename Row> void for_each_row(const mw_tensor &values, const mw_tensor &ids, int threads, Row of) {
+    const int64_t n = values.shape[1], k = ids.shape[1], each = rows_of_block(n);
+    const int64_t rows = values.shape[0], blocks = count_blocks(rows, each);
+    Buffer<T> scratch(std::min<int64_t>(threads, blocks) * (n + kSlack));
+    for_blocks(blocks, threads, [&](int64_t block, int thread) {
+        for (int64_t row = block * each, stop = std::min(rows, row + each); row < stop; ++row)
+            of(static_cast<const T *>(values.data) + row * n, static_cast<int64_t *>(ids.data) + row * k,
+               scratch.get() + thread * (n + kSlack));
     });
 }
 
 }  // namespace
 
 void top_k(const mw_tensor &values, const mw_tensor &ids, int threads) {
+    const int64_t n = values.shape[1], k = ids.shape[1];
     if (values.dtype == MW_FLOAT64)
-        best_of_rows<double>(values, ids, threads);
-    else
-        best_of_rows<float>(values, ids, threads);
+        return for_each_row<double>(values, ids, threads, [&](const double *row, int64_t *to, double *scratch) {
+            best_of_row(row, n, k, scratch, to);
+        });
+    const StepKernels &kernel = *kernels().step;
+    for_each_row<float>(values, ids, threads, [&](const float *row, int64_t *to, float *scratch) {
+        if (!kernel.top_k(static_cast<int>(n), row, static_cast<int>(k), scratch, to))
+            best_of_row(row, n, k, scratch, to);
+    });
 }
 
 }  // namespace mw

@@ -160,7 +160,7 @@ def stable_top_k(values_TE: Tensor, k: int) -> Tensor:
 
     NaN counts as the largest value, -inf as the lowest finite one. Always k different indices.
     """
-    if native.serves(values_TE, k):
+    if native.serves(values_TE):
         return native.top_k(values_TE.detach(), k)
     return reference_top_k(values_TE, k)
 

@@ -8,13 +8,10 @@ from torch import Tensor
 from moeworks.ops.native.library import described
 from moeworks.ops.native.use import must_library, serving
 
-MAX_TOP_K = 64
-"""MW_MAX_TOP_K."""
 
-
-def serves(values_TE: Tensor, k: int) -> bool:
+def serves(values_TE: Tensor) -> bool:
     """Whether the kernel takes this input."""
-    return k <= MAX_TOP_K and serving(values_TE, dtypes=(torch.float32, torch.float64)) is not None
+    return serving(values_TE, dtypes=(torch.float32, torch.float64)) is not None
 
 
 @torch.library.custom_op("moeworks::native_top_k", mutates_args=())
