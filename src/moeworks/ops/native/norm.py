@@ -37,9 +37,7 @@ def _backward(grad_RD: Tensor, x_RD: Tensor, weight_D: Tensor | None, r_R: Tenso
     grad_x, grad_weight = torch.empty_like(x_RD), x_RD.new_empty(0 if weight_D is None else x_RD.shape[1])
     tensors = (grad_RD, x_RD, weight_D, r_R, grad_x, None if weight_D is None else grad_weight)
     structs = [described(t) for t in tensors]
-    must_library().call(
-        "mw_rms_norm_backward", *(ctypes.byref(s) for s in structs), torch.get_num_threads()
-    )
+    must_library().call("mw_rms_norm_backward", *(ctypes.byref(s) for s in structs), torch.get_num_threads())
     return grad_x, grad_weight
 
 
