@@ -21,10 +21,10 @@
 namespace mw {
 namespace {
 
-constexpr int kBlockRows = 252;     // rows of an item, a multiple of the tiles' rows
+constexpr int kBlockRows = 378;     // rows of an item, a multiple of the tiles' rows
 constexpr int kItemsPerThread = 16; // enough to share the work evenly; fewer: items of half the rows
 constexpr int kBuffersPerThread = 4;
-constexpr int kGradRows = 256;      // rows of a weight gradient that one task computes
+constexpr int kGradRows = 378;      // rows of a weight gradient that one task computes
 constexpr int kGradDepth = 1024;    // tokens whose contribution to it is packed at a time
 
 int64_t element_size(int type) { return type == kFloat32 ? 4 : 2; }
@@ -309,7 +309,9 @@ class Backward {
         // up: grad_hidden^T x; down: grad_y^T act.
         const Matrix left = t.up ? Matrix{pending.grad_hidden.get(), U} : layer_.rows_of(grad_y_, e, 0);
         const Matrix right = t.up ? layer_.inputs(e, 0) : Matrix{pending.act.get(), F};
-        product(left.from(0, t.row), right, t.rows, columns, e.rows, t.up ? e.grad_up : e.grad_down, t.row, s);
+        // A bias may want its gradient where the matrix is frozen.
+        if (void *target = t.up ? e.grad_up : e.grad_down)
+            product(left.from(0, t.row), right, t.rows, columns, e.rows, target, t.row, s);
         if (t.up && e.grad_up_bias != nullptr)
             column_sums(left.from(0, t.row), nullptr, e.rows, t.rows, e.grad_up_bias, t.row, s);
         if (!t.up && e.grad_down_bias != nullptr)
@@ -387,14 +389,19 @@ class Backward {
 
     void column_sums(const Matrix &rows, const float *weights, int64_t count, int columns, void *target,
                      int64_t first, Scratch &s) const {
-        float *sum = s.row.get(), *row = s.tile.get();
+        float *sum = s.row.get(), *row = s.tile.get(), *part = row + columns;
         std::fill(sum, sum + columns, 0.0f);
-        for (int64_t i = 0; i < count; ++i) {
-            const Matrix at = rows.from(i, 0);
-            const char *data = static_cast<const char *>(at.data) +
-                               (at.rows ? at.rows[0] * at.ld : 0) * element_size(at.type);
-            layer_.k.widen(row, data, at.type, columns);
-            layer_.k.add(sum, row, columns, weights ? weights[i] : 1.0f);
+        // In parts, like the products: a chain of additions as long as the rows would lose digits.
+        for (int64_t start = 0; start < count; start += kDepth) {
+            std::fill(part, part + columns, 0.0f);
+            for (int64_t i = start; i < std::min<int64_t>(count, start + kDepth); ++i) {
+                const Matrix at = rows.from(i, 0);
+                const char *data = static_cast<const char *>(at.data) +
+                                   (at.rows ? at.rows[0] * at.ld : 0) * element_size(at.type);
+                layer_.k.widen(row, data, at.type, columns);
+                layer_.k.add(part, row, columns, weights ? weights[i] : 1.0f);
+            }
+            layer_.k.add(sum, part, columns, 1.0f);
         }
         layer_.k.narrow(static_cast<char *>(target) + first * element_size(layer_.type), layer_.type, sum,
                         columns);
@@ -604,7 +611,7 @@ void scatter_weight_gradients(const Layer &layer, const mw_experts &a, const mw_
 int64_t sort_assignments(const mw_experts &a) {
     const int64_t experts = a.up.shape[0], N = a.expert_ids.shape[0] * a.expert_ids.shape[1];
     const int64_t *ids = static_cast<const int64_t *>(a.expert_ids.data);
-    const bool *kept = static_cast<const bool *>(a.kept.data);
+    const uint8_t *kept = static_cast<const uint8_t *>(a.kept.data);  // a bool of 2 would be undefined
     int64_t *offsets = static_cast<int64_t *>(a.offsets.data);
     int32_t *order = static_cast<int32_t *>(a.order.data);
     for (int64_t n = 0; n < N; ++n)
