@@ -16,7 +16,7 @@ def rope_table(max_seq_len: int, head_dim: int, theta: float) -> Tensor:
 
 def apply_rope(x_BHLP: Tensor, table_2LP: Tensor) -> Tensor:
     """Rotate the pairs (x_i, x_{i + P/2}); the angles are those of the L positions in the table."""
-    if torch.compiler.is_compiling() or not x_BHLP.numel() or serving(x_BHLP, table_2LP) is None:
+    if not x_BHLP.numel() or serving(x_BHLP, table_2LP) is None:
         return reference_rope(x_BHLP, table_2LP)
     rows, repeats = as_rows(x_BHLP)
     return from_rows(native.rope(rows, table_2LP.contiguous(), repeats, False), x_BHLP)

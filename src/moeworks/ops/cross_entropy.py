@@ -15,9 +15,11 @@ from torch import Tensor
 from moeworks.ops.native.cross_entropy import cross_entropy_
 from moeworks.ops.native.use import serving
 
-CHUNK_CPU = 2**20
-"""Logits that exist at a time: few enough for the processor's cache."""
+CHUNK_CPU = 2**21
+"""Logits that exist at a time: few enough for the processor's last cache."""
 CHUNK_GPU = 2**27
+CHUNK_ROWS = 256
+"""But at least as many tokens: each chunk reads the head, and reads and writes its gradient."""
 
 
 def linear_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, scale_T: Tensor) -> Tensor:
@@ -87,8 +89,7 @@ def _chunks(
     """
     tokens, vocabulary = hidden_TD.shape[0], head_VD.shape[0]
     limit = CHUNK_GPU if hidden_TD.is_cuda else CHUNK_CPU
-    count = max(1, -(-tokens * vocabulary // limit))
-    step = -(-tokens // count) or 1
+    step = max(CHUNK_ROWS, limit // vocabulary)
     buffer = hidden_TD.new_empty(min(step, tokens), vocabulary)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         for start in range(0, tokens, step):

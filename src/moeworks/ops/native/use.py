@@ -7,7 +7,12 @@ from moeworks.ops.native.library import Library, library
 
 
 def serving(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Library | None:
-    """The library if it is there and all tensors are plain ones on the CPU, of one of `dtypes`."""
+    """The library if it is there and all tensors are on the CPU, of one of `dtypes`.
+
+    Not in a compiled graph: a compiler fuses torch's row-wise functions itself.
+    """
+    if torch.compiler.is_compiling():
+        return None
     for tensor in tensors:
         if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype not in dtypes):
             return None
