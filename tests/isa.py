@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from native_cases import computing
 
 from moeworks.errors import ConfigError
 from moeworks.ops.native.library import library
@@ -17,12 +18,9 @@ def using_isa(name: str) -> Iterator[None]:
     found = library()
     if isinstance(found, str):
         pytest.skip(found)
-    before = found.isa
-    try:
-        found.use_isa(name)
-    except ConfigError as error:
-        pytest.skip(str(error))
-    try:
+    with computing() as lib:
+        try:
+            lib.use_isa(name)
+        except ConfigError as error:
+            pytest.skip(str(error))
         yield
-    finally:
-        found.use_isa(before)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_cases import computing, needs_native
 from torch import Tensor, nn
 
 from moeworks.errors import ConfigError
@@ -91,21 +92,20 @@ def test_the_native_step_is_the_formula(seed: int, size: int, step: int, scale: 
         torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+@needs_native
 def test_threads_and_repetition_change_nothing() -> None:
     results = []
-    before = torch.get_num_threads()
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
         params = _params(torch.float32)
         items = [
             AdamWItem(p.data, p.data * 2, p.data * 0.1, p.data.square(), 0.1, 0.9, 0.99, 1e-8, 0.1, 3)
             for p in params
         ]
-        adamw_step(_native(), items, 0.5)
         for param in params:
             param.grad = param.data
-        results.append((*(p.data for p in params), gradient_norm(params)))
-    torch.set_num_threads(before)
+        with computing(threads=threads) as lib:
+            adamw_step(lib, items, 0.5)
+            results.append((*(p.data for p in params), gradient_norm(params)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

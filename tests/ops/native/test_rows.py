@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isa import EVERY_ISA, using_isa
+from native_cases import computing, needs_native
 from torch import Tensor
 
 from moeworks.errors import ConfigError
 from moeworks.layers.rope import apply_rope, reference_rope, rope_table
 from moeworks.ops.native import norm, rope
-from moeworks.ops.native.library import Library
 from moeworks.ops.norm import rms_norm
 
-pytestmark = pytest.mark.usefixtures("native_library")
+pytestmark = needs_native
 
 
 def _close(got: Tensor, exact: Tensor, scale: float = 1.0) -> None:
@@ -114,17 +114,14 @@ def test_rope_with_every_instruction_set(isa: str, half: int) -> None:
 
 def test_threads_change_nothing() -> None:
     x, weight = torch.randn(5000, 40), torch.randn(40)
-    before = torch.get_num_threads()
     results = []
     for threads in (1, 4):
-        torch.set_num_threads(threads)
-        results.append(_gradients(lambda a, w: rms_norm(a, w, 1e-6), [x, weight], x))
-    torch.set_num_threads(before)
+        with computing(threads=threads):
+            results.append(_gradients(lambda a, w: rms_norm(a, w, 1e-6), [x, weight], x))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_what_does_not_fit_is_refused(native_library: Library) -> None:
-    del native_library
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="weight: has shape"):
         norm.rms_norm(torch.ones(2, 3), torch.ones(4), 1e-6)
     with pytest.raises(ConfigError, match="x: is not contiguous"):

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isa import EVERY_ISA, using_isa
+from native_cases import computing, needs_native
 
 from moeworks.ops.native import top_k as native
 from moeworks.ops.routing import reference_top_k, stable_top_k
 
-pytestmark = pytest.mark.usefixtures("native_library")
+pytestmark = needs_native
 
 VALUES = st.sampled_from(
     [0.0, -0.0, 1.0, -1.0, 2.5, math.inf, -math.inf, math.nan, 3e38, -3.4028234663852886e38]
@@ -47,10 +48,9 @@ def test_strided_rows_no_rows_and_no_slots() -> None:
 
 def test_threads_change_nothing() -> None:
     values = torch.randn(3000, 33)
-    want, before = native.top_k(values, 4), torch.get_num_threads()
-    torch.set_num_threads(3)
-    assert torch.equal(native.top_k(values, 4), want)
-    torch.set_num_threads(before)
+    want = native.top_k(values, 4)
+    with computing(threads=3):
+        assert torch.equal(native.top_k(values, 4), want)
 
 
 def test_too_many_are_refused() -> None:
