@@ -1,13 +1,13 @@
 """RMSNorm (Zhang and Sennrich 2019)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moeworks.ops.norm import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with the weight in the input's dtype: under autocast torch would leave its fused kernel."""
+    """torch's, on ops.norm, with the weight in the input's dtype: autocast would leave the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D], the dtype of `x`."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, None if self.weight is None else self.weight.to(x.dtype), self.eps)

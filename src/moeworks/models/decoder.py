@@ -25,10 +25,17 @@ from moeworks.ops.routing import Routing
 class DecoderOutput:
     """What one forward pass returns."""
 
-    logits_BLV: Tensor
-    """Next-token logits, in the compute dtype."""
+    hidden_BLD: Tensor
+    """The normalised stream that the head reads, in the compute dtype."""
+    head_VD: Tensor
+    """The head's weight (the embedding's where they are tied)."""
     routings: tuple[Routing, ...]
     """One per MoE layer, in layer order, over the B * L tokens."""
+
+    @property
+    def logits_BLV(self) -> Tensor:  # noqa: N802  (a shape suffix)
+        """Next-token logits, in the compute dtype. Each use computes them; losses do without."""
+        return F.linear(self.hidden_BLD, self.head_VD.to(self.hidden_BLD.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +109,7 @@ class Decoder(nn.Module):
         valid_BL: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> DecoderOutput:
-        """Logits of the next token at every position.
+        """The states and the head that give logits of the next token at every position.
 
         Args:
             tokens_BL: int64 token ids.
@@ -125,7 +132,11 @@ class Decoder(nn.Module):
             if routing is not None:
                 routings.append(routing)
         head = self.embed if self.lm_head is None else self.lm_head
-        return DecoderOutput(F.linear(self.final_norm(x_BLD), head.weight), tuple(routings))
+        hidden_BLD = self.final_norm(x_BLD)
+        device = hidden_BLD.device.type
+        if torch.is_autocast_enabled(device):
+            hidden_BLD = hidden_BLD.to(torch.get_autocast_dtype(device))
+        return DecoderOutput(hidden_BLD, head.weight, tuple(routings))
 
     def _context(
         self,

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
     StepTotals,
@@ -59,7 +59,7 @@ def accumulate_gradients(
         with autocast(config, world.device):
             output = _run(model, batch)
         share = batch.valid_BL.sum() / total
-        cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
+        cross_entropy = _summed_cross_entropy(output, batch) / total
         if totals is None and world.size > 1 and _needs_totals(config.balance):
             totals = [_summed([step_totals(r, config.balance)], world) for r in output.routings]
         balance = balance_losses(output.routings, config.balance, totals)
@@ -84,10 +84,13 @@ def _run(model: Callable[..., DecoderOutput], batch: Batch) -> DecoderOutput:
     return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
 
 
-def _summed_cross_entropy(logits_BLV: Tensor, batch: Batch) -> Tensor:
-    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none")
-    return (losses * batch.valid_BL.flatten()).sum()
+def _summed_cross_entropy(output: DecoderOutput, batch: Batch) -> Tensor:
+    return linear_cross_entropy(
+        output.hidden_BLD.flatten(0, 1),
+        output.head_VD,
+        batch.targets_BL.flatten(),
+        batch.valid_BL.flatten(),
+    )
 
 
 def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:

@@ -91,9 +91,10 @@ def test_memory_that_is_not_there_is_a_memory_error_and_raises_no_peak():
     lib.release_cache()
     with pytest.raises(MemoryError, match="out of memory"):
         lib.empty((2**60,), torch.bfloat16)
-    kept = [lib.empty((2**20,), torch.float32) for _ in range(2)]
+    kept = [lib.empty((2**24,), torch.float32) for _ in range(2)]
+    peak = sum(t.nbytes for t in kept)
     del kept
     gc.collect()
-    a, b = lib.empty((3 * 2**19,), torch.float32), lib.empty((2**18,), torch.float32)
-    # No more is held in all, used and unused, than was used at once.
-    assert lib.cached_bytes + a.nbytes + b.nbytes <= 2.3 * 2**22
+    a, b = lib.empty((3 * 2**23,), torch.float32), lib.empty((2**22,), torch.float32)
+    # Used and unused together stay near what was used at once: an eighth, and 16 MiB for small buffers, beside.
+    assert lib.cached_bytes + a.nbytes + b.nbytes <= peak * 9 / 8 + 2**24 + 2**13
