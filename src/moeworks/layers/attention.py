@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from moeworks.config.model import ModelConfig
+from moeworks.config.model import GQAConfig, ModelConfig
 from moeworks.layers.norm import RMSNorm
 from moeworks.layers.rope import apply_rope
 from moeworks.ops.attention import DocumentMask, causal_attention
@@ -25,6 +25,7 @@ class GQAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         attention, width = config.attention, config.head_dim
+        assert isinstance(attention, GQAConfig)
         self.head_dim = width
         heads, kv_heads = attention.num_heads * width, attention.num_kv_heads * width
         self.q_proj = nn.Linear(config.d_model, heads, bias=attention.qkv_bias)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moeworks.config.model import ModelConfig
+from moeworks.config.model import GQAConfig, ModelConfig
 from moeworks.errors import check
 
 
@@ -39,6 +39,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        assert isinstance(config.attention, GQAConfig)
         shape = (batch, config.attention.num_kv_heads, max_len, config.head_dim)
         self.layers = [LayerKVCache(shape, dtype, torch.device(device)) for _ in range(config.num_layers)]
 

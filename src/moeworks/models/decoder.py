@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moeworks.config.model import ModelConfig
+from moeworks.config.model import GQAConfig, ModelConfig
 from moeworks.errors import check
 from moeworks.layers.attention import GQAttention, LayerCache
 from moeworks.layers.mlp import MLP
@@ -90,6 +90,7 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        assert isinstance(config.attention, GQAConfig)
         table = rope_table(config.max_seq_len, config.head_dim, config.attention.rope_theta)
         self.register_buffer("rope", table, persistent=False)
         init_decoder_(self, config.num_layers)
