@@ -16,6 +16,7 @@ from moeworks.models.block import Block, BlockContext
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
 from moeworks.models.mtp import MTPLayer
+from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
 from moeworks.ops.routing import Routing
 
@@ -37,13 +38,17 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """A decoder as ModelConfig describes it.
 
-    Set `activation_checkpointing` to recompute each layer in the backward pass.
+    Set `activation_checkpointing` to recompute each layer in the backward pass. `origin` says which
+    published checkpoint the weights came from, if any.
     """
+
+    origin: Origin | None
 
     def __init__(self, config: ModelConfig, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
+        self.origin = None
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(
             Block(config, layer, backend=backend) for layer in range(config.num_layers)
