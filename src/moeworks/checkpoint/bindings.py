@@ -188,5 +188,5 @@ def _check_covered(bindings: list[Binding], tensors: Mapping[str, Tensor]) -> No
     wanted = sum(tensor.numel() for tensor in tensors.values())
     if bound != wanted:
         raise CheckpointError(
-            f"the family's weight rules cover {bound} of the model's {wanted} numbers: one is missing or double"
+            f"the weight rules cover {bound} of the model's {wanted} numbers: one is missing or doubled"
         )

@@ -5,7 +5,7 @@ A source knows names and shapes before it reads anything. Pickles (`.bin`, `.pt`
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+@runtime_checkable
 class Source(Protocol):
     """Named tensors that are read one at a time."""
 

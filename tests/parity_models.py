@@ -62,7 +62,8 @@ TINY: dict[str, Tiny] = {
         ),
     ),
     "mixtral": Tiny(
-        "mixtral", _sized(intermediate_size=48, num_local_experts=6, num_experts_per_tok=2, rope_parameters=PLAIN)
+        "mixtral",
+        _sized(intermediate_size=48, num_local_experts=6, num_experts_per_tok=2, rope_parameters=PLAIN),
     ),
     "mixtral_window": Tiny(
         "mixtral",
@@ -87,7 +88,9 @@ TINY: dict[str, Tiny] = {
     ),
     "deepseek_v3": Tiny(
         "deepseek_v3",
-        _sized(**MLA, **GROUPED, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.8), num_mtp_layers=0),
+        _sized(
+            MLA, GROUPED, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.8), num_mtp_layers=0
+        ),
     ),
     "deepseek_v3_half": Tiny(
         "deepseek_v3",
@@ -121,8 +124,8 @@ TINY: dict[str, Tiny] = {
     "qwen3_moe": Tiny(
         "qwen3_moe",
         _sized(
-            intermediate_size=48, moe_intermediate_size=20, num_experts=12, num_experts_per_tok=3, head_dim=12,
-            norm_topk_prob=True, mlp_only_layers=[0], rope_parameters=PLAIN,
+            intermediate_size=48, moe_intermediate_size=20, num_experts=12, num_experts_per_tok=3,
+            head_dim=12, norm_topk_prob=True, mlp_only_layers=[0], rope_parameters=PLAIN,
         ),
     ),
     "qwen3_next": Tiny(
@@ -131,7 +134,7 @@ TINY: dict[str, Tiny] = {
             intermediate_size=48, moe_intermediate_size=20, shared_expert_intermediate_size=28, num_experts=6,
             num_experts_per_tok=3, head_dim=16, linear_conv_kernel_dim=3, linear_key_head_dim=8,
             linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4,
-            max_position_embeddings=256,
+            max_position_embeddings=256, rms_norm_eps=1e-2,
             rope_parameters=dict(PLAIN, partial_rotary_factor=0.25),
         ),
         length=140,
@@ -254,10 +257,10 @@ def randomise_(model: torch.nn.Module, seed: int = 0) -> None:
             tensor.copy_((tensor.mean() > 0.5) + noise * 0.2)
         elif tensor.dim() == 1 or name.endswith("bias"):
             tensor.copy_(noise * 0.2)
-        elif "gate" in name.split(".")[-2:][0] and "proj" not in name or "router" in name:
+        elif ("gate" in name.split(".")[-2:][0] and "proj" not in name) or "router" in name:
             tensor.copy_(noise * 0.7)
         else:
-            tensor.copy_(noise * 1.2 * tensor.shape[-1] ** -0.5)
+            tensor.copy_(noise * tensor.shape[-1] ** -0.5)
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
