@@ -23,6 +23,7 @@ from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import CheckpointError, ConfigError, check
 from moeworks.families import FAMILIES, Family, family_named, family_of
 from moeworks.models.decoder import Decoder
+from moeworks.models.init import NoInit
 from moeworks.models.origin import Origin
 from moeworks.models.weights import load_weights
 
@@ -156,10 +157,11 @@ def build_from(
 ) -> Decoder:
     """A model whose every tensor comes from `source`; names and shapes are checked before memory is taken."""
     where = str(origin.folder or origin.family)
-    with torch.device("meta"):
+    with NoInit(), torch.device("meta"):
         model = Decoder(config).to(dtype)
     check_names(_tied_weights(family, config, source), config, _state(model), source, where)
-    model = model.to_empty(device=device)
+    # As to_empty does, whose empty_like from the meta device imports sympy first.
+    model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
     fill(family.weights, config, _state(model), source, where)
     _check_tied(config, family, source, where)
     model.origin = origin

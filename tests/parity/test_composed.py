@@ -56,7 +56,8 @@ def test_minicpm_moe_is_granite_moe_with_its_experts_apart(tmp_path):
             tensors[name] = tensor
     mini = dict(
         model_type="minicpm", vocab_size=97, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, intermediate_size=20, num_experts=6, num_experts_per_tok=2, scale_emb=12,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=20, num_experts=6,
+        num_experts_per_tok=2, scale_emb=12,
         scale_depth=1.4, dim_model_base=base, max_position_embeddings=64, rms_norm_eps=config.rms_norm_eps,
     )  # fmt: skip
     write(tmp_path, mini, tensors)

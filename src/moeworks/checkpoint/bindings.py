@@ -91,6 +91,8 @@ def fill(
     renamed = usual_names(weights, source.names())
     for binding in bind(weights, model, tensors, set(renamed)):
         name = renamed[binding.name]
+        if len(binding.parts) == 1 and source.read_into(name, binding.parts[0]):
+            continue
         published = source.tensor(name)
         if not published.dtype.is_floating_point:
             raise CheckpointError(f"{origin}: {binding.name} is of {published.dtype}, not of real numbers")

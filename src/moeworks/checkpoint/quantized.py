@@ -71,6 +71,10 @@ class Fp8Source:
         """Give its pages back."""
         self._source.release(name)
 
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Only what is not quantised."""
+        return name not in self._scales and self._source.read_into(name, out)
+
     def _check(self, name: str, scale: str) -> None:
         rows, columns = (*self._source.shape(name), 0, 0)[:2]
         want = (-(-rows // self._block[0]), -(-columns // self._block[1]))
@@ -121,6 +125,10 @@ class Mxfp4Source:
         """Give its pages back."""
         for kind in ("_blocks", "_scales") if name in self._packed else ("",):
             self._source.release(name + kind)
+
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Only what is not quantised."""
+        return name not in self._packed and self._source.read_into(name, out)
 
 
 def dequantize_fp8(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:

@@ -37,6 +37,10 @@ class Source(Protocol):
         """Its values are no longer needed."""
         ...
 
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Fill `out`, if its values lie in the file as they would lie there; returns whether they do."""
+        ...
+
 
 class FolderSource:
     """The safetensors files of a folder: one, or several with an index."""
@@ -72,6 +76,13 @@ class FolderSource:
     def release(self, name: str) -> None:
         """Give its pages back."""
         self._files[name].release(name)
+
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Straight from the file, where dtype and layout are the same."""
+        if out.device.type != "cpu" or out.dtype != self.dtype(name) or not out.is_contiguous():
+            return False
+        self._files[name].read_into(name, out)
+        return True
 
     def _open_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")
