@@ -162,6 +162,13 @@ TINY: dict[str, Tiny] = {
             rope_parameters=dict(YARN, truncate=False),
         ),
     ),
+    "gpt_oss_32": Tiny(
+        "gpt_oss",
+        _sized(
+            intermediate_size=64, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+            rope_parameters=dict(YARN, truncate=False),
+        ),
+    ),
     "glm4_moe": Tiny(
         "glm4_moe",
         _sized(
