@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moeworks.checkpoint import latest_checkpoint, read_checkpoint
 from moeworks.checkpoint.bindings import Binding, bind, check_names, fill, usual_names
+from moeworks.checkpoint.gguf_source import GgufSource
 from moeworks.checkpoint.quantized import dequantized
 from moeworks.checkpoint.source import INDEX, SINGLE, FolderSource, Source, read_json
 from moeworks.checkpoint.staging import staged_directory
@@ -22,6 +23,7 @@ from moeworks.config.codec import from_dict
 from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import CheckpointError, ConfigError, check
 from moeworks.families import FAMILIES, Family, family_named, family_of
+from moeworks.families.gguf import gguf_model
 from moeworks.models.decoder import Decoder
 from moeworks.models.init import NoInit
 from moeworks.models.origin import Origin
@@ -38,6 +40,7 @@ _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+_GGUF_EMBED = "token_embd.weight"
 _EMBED = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
@@ -49,14 +52,18 @@ def load(
 
     Args:
         path: a published checkpoint's folder (config.json with a `model_type`, and safetensors files), a
-            run's folder (`runs/NAME`), or one of its checkpoints (`runs/NAME/checkpoints/step-00000100`).
+            `.gguf` file, a run's folder (`runs/NAME`), or one of its checkpoints
+            (`runs/NAME/checkpoints/step-00000100`).
         device: where the model goes.
-        dtype: of its weights; None keeps what the checkpoint says. Selection biases stay float32.
+        dtype: of its weights; None keeps what the checkpoint says (float32 for GGUF). Selection biases stay
+            float32.
 
     Raises CheckpointError when there is none, it is damaged, or its tensors are not those of its config, and
     ConfigError when its config is not one that moeworks can build.
     """
     folder = Path(path)
+    if folder.suffix == ".gguf":
+        return _load_gguf(folder, torch.device(device), dtype)
     published = published_config(folder)
     if published is None:
         model = _load_run(folder)
@@ -143,7 +150,18 @@ def _load_published(
     model_config = _without_absent_mtp(family.weights, family.from_hf(config), source)
     origin = Origin(family.name, config, folder)
     kind = dtype or _declared_dtype(config, source)
-    return build_from(source, model_config, family, origin, device=device, dtype=kind)
+    return build_from(source, model_config, family, origin, str(folder), device=device, dtype=kind)
+
+
+def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None) -> Decoder:
+    source = GgufSource(path)
+    names = source.names()
+    vocab_size = source.shape(_GGUF_EMBED)[0] if _GGUF_EMBED in names else 1
+    found = gguf_model(source.metadata, names, vocab_size)
+    origin = Origin(found.family, found.config)
+    family = replace(family_named(found.family), weights=found.weights)
+    config = family.from_hf(found.config)
+    return build_from(source, config, family, origin, str(path), device=device, dtype=dtype or torch.float32)
 
 
 def build_from(
@@ -151,12 +169,15 @@ def build_from(
     config: ModelConfig,
     family: Family,
     origin: Origin,
+    where: str,
     *,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Decoder:
-    """A model whose every tensor comes from `source`; names and shapes are checked before memory is taken."""
-    where = str(origin.folder or origin.family)
+    """A model whose every tensor comes from `source`; names and shapes are checked before memory is taken.
+
+    `where` stands in messages.
+    """
     with NoInit(), torch.device("meta"):
         model = Decoder(config).to(dtype)
     check_names(_tied_weights(family, config, source), config, _state(model), source, where)
