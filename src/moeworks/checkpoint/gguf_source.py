@@ -27,7 +27,7 @@ class GgufSource:
             self.metadata: dict[str, Any] = {
                 name: value.contents()
                 for name, value in reader.fields.items()
-                if not name.startswith("GGUF.")
+                if not name.startswith(("GGUF.", "tokenizer."))
             }
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error

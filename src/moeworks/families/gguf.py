@@ -138,6 +138,11 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 
 
+def _decimal(value: float) -> float:
+    """The short number that was rounded to float32, as in 1e-5 for 9.999999747378752e-06."""
+    return float(f"{value:.6g}")
+
+
 def gguf_model(metadata: Mapping[str, Any], names: set[str], vocab_size: int) -> GgufModel:
     """What a file with this metadata, these tensors and this vocabulary is. Raises ConfigError."""
     kind = str(metadata.get("general.architecture"))
@@ -153,12 +158,14 @@ def gguf_model(metadata: Mapping[str, Any], names: set[str], vocab_size: int) ->
         "vocab_size": vocab_size,
         "num_key_value_heads": take(given, "attention.head_count_kv", config["num_attention_heads"]),
         "intermediate_size": take(given, "feed_forward_length", 1),
-        "rope_theta": float(take(given, "rope.freq_base", 10_000.0)),
+        "rope_theta": _decimal(take(given, "rope.freq_base", 10_000.0)),
+        "rms_norm_eps": _decimal(config["rms_norm_eps"]),
         "tie_word_embeddings": "output.weight" not in names,
     }
     if (width := given.pop("attention.key_length", None)) is not None:
         config["head_dim"] = width
     family = complete(given, config)
+    config["model_type"] = family
     rest = {key: value for key, value in given.items() if key not in _HARMLESS}
     if rest:
         key = min(rest)
