@@ -12,7 +12,7 @@ from moeworks.errors import check
 from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
-from moeworks.models.block import Block, BlockContext
+from moeworks.models.block import Block, BlockContext, BlockRoutings
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
 from moeworks.models.mtp import MTPLayer
@@ -33,6 +33,8 @@ class DecoderOutput:
     """The same for layers with a mixture of attention."""
     hidden_BLD: Tensor | None = None
     """The stream after the last norm, which logits and MTP layers start from."""
+    ahead_BLV: tuple[Tensor, ...] = ()
+    """Of the MTP layer at depth k (from 1), logits [B, L - k, V]: position i predicts token i + 1 + k."""
 
 
 class Decoder(nn.Module):
@@ -68,6 +70,7 @@ class Decoder(nn.Module):
         valid_BL: Tensor | None = None,
         cache: KVCache | None = None,
         last_only: bool = False,
+        ahead: bool = False,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
@@ -80,13 +83,12 @@ class Decoder(nn.Module):
                 cache's `left_padding_B`.
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
+            ahead: run the MTP layers too, over all positions, without a cache; their routings come last.
 
         Raises ConfigError when the positions exceed max_seq_len.
         """
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache)
-        x_BLD = self.embed(tokens_BL)
-        if self.config.embedding_scale != 1.0:
-            x_BLD = x_BLD * self.config.embedding_scale
+        x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
         routings = []
         for index, block in enumerate(self.layers):
@@ -97,12 +99,46 @@ class Decoder(nn.Module):
                 x_BLD, decided = block(x_BLD, layer_inputs, context, cache and cache.layers[index])
             routings.append(decided)
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
+        predicted: list[Tensor] = []
+        if ahead:
+            predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL)
+            routings += decided
         return DecoderOutput(
             self.logits(hidden_BLD),
             tuple(r.feed_forward for r in routings if r.feed_forward is not None),
             tuple(r.attention for r in routings if r.attention is not None),
             hidden_BLD,
+            tuple(predicted),
         )
+
+    def _ahead(
+        self,
+        tokens_BL: Tensor,
+        hidden_BLD: Tensor,
+        document_ids_BL: Tensor | None,
+        valid_BL: Tensor | None,
+    ) -> tuple[list[Tensor], list[BlockRoutings]]:
+        """The MTP layers one after the other, each over one position less than the one before."""
+        predicted, routings = [], []
+        for depth, layer in enumerate(self.mtp, 1):
+            tokens_BL = tokens_BL[:, 1:]
+            shorter = slice(0, tokens_BL.shape[1])
+            documents = None if document_ids_BL is None else document_ids_BL[:, shorter]
+            # A position counts only as long as the token that it ends in is no padding.
+            valid = None if valid_BL is None else valid_BL[:, depth:]
+            inputs, context = self._context(tokens_BL, documents, valid, None)
+            choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[-1]
+            hidden_BLD, decided = layer(
+                hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
+            )
+            predicted.append(self.logits(hidden_BLD))
+            routings.append(decided)
+        return predicted, routings
+
+    def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
+        """[B, L, D], scaled as the config says."""
+        x_BLD = self.embed(tokens_BL)
+        return x_BLD if self.config.embedding_scale == 1.0 else x_BLD * self.config.embedding_scale
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """[B, L, V] from the normalised stream."""
