@@ -156,6 +156,18 @@ class KVCache:
         """Positions seen."""
         return self.layers[0].length
 
+    @property
+    def forgets(self) -> bool:
+        """Whether `forget` works: caches of windows and recurrences have let go of what they would need."""
+        return all(isinstance(layer, (LayerKVCache, LatentKVCache)) for layer in self.layers)
+
+    def forget(self, positions: int) -> None:
+        """Drop the last `positions`. Raises ConfigError where a layer's cache cannot."""
+        check(self.forgets, "cache.forget", positions, "windows and recurrences cannot drop positions")
+        check(0 <= positions <= self.length, "cache.forget", positions, f"only {self.length} are held")
+        for layer in self.layers:
+            layer.length -= positions  # pyrefly: ignore[read-only]
+
     def values(self) -> int:
         """Numbers held in all layers."""
         return sum(layer.values() for layer in self.layers)
