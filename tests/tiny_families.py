@@ -161,6 +161,42 @@ TINY: dict[str, Tiny] = {
             rope_parameters=dict(YARN, truncate=False),
         ),
     ),
+    "flex_olmo": Tiny(
+        "flex_olmo",
+        _sized(intermediate_size=20, num_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),
+    ),
+    "solar_open": Tiny(
+        "solar_open",
+        _sized(
+            moe_intermediate_size=20, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3,
+            n_group=4, topk_group=2, routed_scaling_factor=1.7, head_dim=12, attention_bias=True,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "glm4_moe_lite": Tiny(
+        "glm4_moe_lite",
+        _sized(
+            MLA, GROUPED, rope_parameters=PLAIN, n_group=1, topk_group=1,
+            mlp_layer_types=["dense", "sparse", "dense", "sparse"],
+        ),
+    ),
+    "hunyuan": Tiny(
+        "hunyuan_v1_moe",
+        _sized(
+            intermediate_size=20, num_experts=6, moe_topk=3, head_dim=12, attention_bias=True,
+            tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="dynamic", rope_theta=10_000.0,
+            alpha=50.0, factor=1.0),
+        ),
+    ),
+    "afmoe": Tiny(
+        "afmoe",
+        _sized(
+            intermediate_size=48, moe_intermediate_size=20, num_experts=6, num_experts_per_tok=3, head_dim=12,
+            num_dense_layers=1, num_shared_experts=2, route_scale=1.6, global_attn_every_n_layers=3,
+            sliding_window=7, mup_enabled=True, rope_parameters=PLAIN,
+        ),
+    ),
     "gpt_oss_32": Tiny(
         "gpt_oss",
         _sized(

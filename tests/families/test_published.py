@@ -44,6 +44,11 @@ FIGURES = {
     "granite-3.0-3b-a800m": ((3.3, 0.1), (0.8, 0.1), "no embeddings"),
     "dbrx": ((132, 1), (36, 1), "all"),
     "minicpm-moe-8x2b": ((13.6, 0.1), (4, 1), "no embeddings"),  # its total leaves the embeddings out
+    "flexolmo-7x7b": ((33, 1), (24, 1), "no input"),
+    "solar-open-100b": ((102, 1), (12, 1), "all"),
+    "glm-4.7-flash": ((30, 1), (3, 1), "no embeddings"),
+    "hunyuan-a13b": ((80, 1), (13, 1), "all"),
+    "trinity-mini": ((26, 1), (3, 1), "all"),
     "llama-2-7b": ((6.74, 0.01), (6.74, 0.01), "all"),
     "llama-3-8b": ((8.03, 0.01), (8.03, 0.01), "all"),
 }

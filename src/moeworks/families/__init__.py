@@ -13,6 +13,7 @@ from typing import Any
 from moeworks.config.model import ModelConfig
 from moeworks.errors import ConfigError, nearest
 from moeworks.families import (
+    afmoe,
     dbrx,
     deepseek_v1,
     deepseek_v2,
@@ -20,10 +21,13 @@ from moeworks.families import (
     deepseek_v32,
     dots1,
     ernie4_5_moe,
+    flex_olmo,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granitemoe,
     grok1,
+    hunyuan_v1_moe,
     jetmoe,
     llama,
     llama4,
@@ -35,15 +39,16 @@ from moeworks.families import (
     qwen2_moe,
     qwen3_moe,
     qwen3_next,
+    solar_open,
 )
 from moeworks.families.base import Family
 
 FAMILIES: tuple[Family, ...] = tuple(
     module.FAMILY
     for module in (
-        dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, glm4_moe, gpt_oss,
-        granitemoe, grok1, jetmoe, llama, llama4, minicpm_moe, minimax_m2, mixtral, olmoe, phimoe, qwen2_moe,
-        qwen3_moe, qwen3_next,
+        afmoe, dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, flex_olmo,
+        glm4_moe, glm4_moe_lite, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, jetmoe, llama, llama4,
+        minicpm_moe, minimax_m2, mixtral, olmoe, phimoe, qwen2_moe, qwen3_moe, qwen3_next, solar_open,
     )
 )  # fmt: skip
 """All of them."""

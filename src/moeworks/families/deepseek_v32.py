@@ -18,7 +18,8 @@ from moeworks.families.deepseek_v3 import (
 from moeworks.families.weights import DEEPSEEK
 
 
-def _read(config: Json, draft: Json) -> None:
+def read_layer_types(config: Json, draft: Json) -> None:
+    """DeepSeek-V3's fields, and which layers are dense by name."""
     read_v3(config, draft)
     kinds = config.pop("mlp_layer_types", None)
     if kinds is not None:
@@ -27,11 +28,16 @@ def _read(config: Json, draft: Json) -> None:
         first = draft["pattern"]["first_dense"]
         if sparse != list(range(first, draft["num_layers"])):
             draft["pattern"] |= {"first_dense": 0, "explicit": sparse}
+
+
+def _read(config: Json, draft: Json) -> None:
+    read_layer_types(config, draft)
     layers = config.pop("layer_types", None) or []
     check(set(layers) <= {"indexed_attention"}, "layer_types", layers, "must all be 'indexed_attention'")
 
 
-def _write(model: ModelConfig, config: Json) -> None:
+def write_layer_types(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_layer_types."""
     write_v3(model, config)
     if model.pattern.explicit is not None:
         moe = model.moe_layers
@@ -53,6 +59,6 @@ FAMILY = Family(
     harmless=HARMLESS_HERE,
     weights=DEEPSEEK,
     read=_read,
-    write=_write,
+    write=write_layer_types,
     presets={"deepseek-v3.2": SHAPE | dict(index_n_heads=64, index_head_dim=128, index_topk=2048)},
 )

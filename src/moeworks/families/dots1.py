@@ -7,27 +7,24 @@ from moeworks.families.parts import (
     DECODER,
     GQA,
     GROUPED_ROUTER,
-    gqa,
-    read_gqa,
+    read_biased_gqa,
     read_windows,
-    write_gqa,
+    write_biased_gqa,
     write_windows,
 )
 from moeworks.families.weights import GLM
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
-    attention, layers = draft["attention"], draft["num_layers"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
+    read_biased_gqa(config, draft)
+    layers = draft["num_layers"]
     window, last = config.pop("sliding_window", None), take(config, "max_window_layers", layers)
     default = [window is not None and i >= last for i in range(layers)]
     read_windows(config, draft, default=default, window=window)
 
 
 def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
-    config["attention_bias"] = gqa(model).qkv_bias
+    write_biased_gqa(model, config)
     config["sliding_window"] = write_windows(model, config)
 
 

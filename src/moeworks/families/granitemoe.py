@@ -4,14 +4,12 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
-from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import ATTENTION, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
-    attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
+    read_biased_gqa(config, draft)
     draft["logit_scale"] = 1.0 / take(config, "logits_scaling", 1.0)
     width = config.pop("shared_intermediate_size", None) or 0
     if width:
@@ -19,8 +17,7 @@ def _read(config: Json, draft: Json) -> None:
 
 
 def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
-    config["attention_bias"] = gqa(model).qkv_bias
+    write_biased_gqa(model, config)
     config["logits_scaling"] = 1.0 / model.logit_scale
     if model.shared.num_shared_experts:
         config |= {"architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared"}

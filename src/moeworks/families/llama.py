@@ -2,21 +2,9 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import LayerPatternConfig, ModelConfig
-from moeworks.families.base import Family, Field, Json
-from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.base import Family, Field
+from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import LLAMA
-
-
-def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
-    attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
-
-
-def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
-    config["attention_bias"] = gqa(model).qkv_bias
-
 
 _8B = dict(
     hidden_size=4096, intermediate_size=14_336, num_attention_heads=32, num_hidden_layers=32,
@@ -35,8 +23,8 @@ FAMILY = Family(
     fields=(*DECODER, *GQA, Field("intermediate_size", "mlp.d_ff"), Field("mlp_bias", "mlp.mlp_bias", False)),
     fixed={"hidden_act": ("silu",)},
     weights=LLAMA,
-    read=_read,
-    write=_write,
+    read=read_biased_gqa,
+    write=write_biased_gqa,
     presets={
         "llama-2-7b": dict(
             hidden_size=4096, intermediate_size=11_008, max_position_embeddings=4096, num_attention_heads=32,

@@ -2,21 +2,9 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
-from moeworks.families.base import Family, Field, Json
-from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.base import Family, Field
+from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import QWEN_MOE
-
-
-def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
-    attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
-
-
-def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
-    config["attention_bias"] = gqa(model).qkv_bias
-
 
 FAMILY = Family(
     name="olmoe",
@@ -36,8 +24,8 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",)},
     weights=QWEN_MOE,
-    read=_read,
-    write=_write,
+    read=read_biased_gqa,
+    write=write_biased_gqa,
     presets={
         "olmoe-1b-7b": dict(
             clip_qkv=None, hidden_size=2048, intermediate_size=1024, max_position_embeddings=4096,

@@ -8,7 +8,7 @@ from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig
 from moeworks.config.model import ModelConfig
 from moeworks.config.rope import RopeConfig
 from moeworks.errors import ConfigError, check, nearest
-from moeworks.families.base import REQUIRED, Field, Json, take
+from moeworks.families.base import Field, Json, take
 
 DECODER = (
     Field("vocab_size", "vocab_size"),
@@ -49,6 +49,19 @@ def read_gqa(config: Json, draft: Json, *, theta: float = 10_000.0, partial: flo
     attention["num_kv_heads"] = take(config, "num_key_value_heads", attention["num_heads"])
     attention["head_dim"] = take(config, "head_dim", None)
     read_rope(config, attention, _head_dim(draft), theta=theta, partial=partial)
+
+
+def read_biased_gqa(config: Json, draft: Json) -> None:
+    """The same, and biases on all four projections or on none."""
+    read_gqa(config, draft)
+    attention = draft["attention"]
+    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
+
+
+def write_biased_gqa(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_biased_gqa."""
+    write_gqa(model, config)
+    config["attention_bias"] = gqa(model).qkv_bias
 
 
 def write_gqa(model: ModelConfig, config: Json, mixer: GQAConfig | None = None) -> None:
@@ -161,8 +174,18 @@ def write_rope(theta: float, rope: RopeConfig, config: Json, head_dim: int) -> N
 # Layers that differ.
 
 
-def read_windows(config: Json, draft: Json, *, default: Sequence[bool], window: int | None) -> None:
-    """Sliding windows in some layers: those that `layer_types` names, or else those of `default`."""
+def read_windows(
+    config: Json,
+    draft: Json,
+    *,
+    default: Sequence[bool],
+    window: int | None,
+    turn_full: bool = True,
+) -> None:
+    """Sliding windows in some layers: those that `layer_types` names, or else those of `default`.
+
+    Layers without a window have no rotary positions unless `turn_full`.
+    """
     names = config.pop("layer_types", None)
     known = ("sliding_attention", "full_attention")
     for name in names or ():
@@ -170,13 +193,16 @@ def read_windows(config: Json, draft: Json, *, default: Sequence[bool], window: 
     flags = [name == known[0] for name in names] if names is not None else list(default)
     layers = draft["num_layers"]
     check(len(flags) == layers, "layer_types", names, f"must name each of the {layers} layers")
+    attention, rope = draft["attention"], draft["attention"]["rope"]
+    if not turn_full and not all(flags):
+        attention["rope"] = {**rope, "enabled": False}
     if not any(flags):
         return
     check(window is not None, "sliding_window", window, "is needed by the layers that have one")
     if all(flags):
         draft["attention"]["window"] = window
         return
-    draft["mixers"] = [{**draft["attention"], "window": window}]
+    draft["mixers"] = [{**attention, "window": window, "rope": rope}]
     draft["layer_mixers"] = [int(flag) for flag in flags]
 
 
@@ -216,10 +242,3 @@ def mixer_draft(mixer: MixerConfig) -> Json:
 def _head_dim(draft: Json) -> int:
     attention: dict[str, Any] = draft["attention"]
     return attention["head_dim"] or draft["d_model"] // attention["num_heads"]
-
-
-__all__ = [
-    "DECODER", "GQA", "GROUPED_ROUTER", "MLA", "REQUIRED", "gqa", "mixer_draft", "mla", "read_gqa",
-    "read_moe_layers", "read_rope", "read_windows", "write_gqa", "write_moe_layers", "write_rope",
-    "write_windows",
-]  # fmt: skip

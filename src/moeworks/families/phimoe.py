@@ -8,21 +8,9 @@ instead of SparseMixer's sampling.
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, NormConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
-from moeworks.families.base import Family, Field, Json
-from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.base import Family, Field
+from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
-
-
-def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
-    attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
-
-
-def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
-    config["attention_bias"] = gqa(model).qkv_bias
-
 
 _WEIGHTS = WeightMap(
     top=(
@@ -61,8 +49,8 @@ FAMILY = Family(
     fixed={"hidden_act": ("silu",)},
     harmless=frozenset({"input_jitter_noise", "hidden_dropout"}),
     weights=_WEIGHTS,
-    read=_read,
-    write=_write,
+    read=read_biased_gqa,
+    write=write_biased_gqa,
     presets={
         # Without the 64 factors of its LongRoPE, which stand in the checkpoint's own config.json.
         "phi-3.5-moe": dict(

@@ -7,28 +7,26 @@ from moeworks.families.parts import (
     DECODER,
     GQA,
     gqa,
-    read_gqa,
+    read_biased_gqa,
     read_moe_layers,
-    write_gqa,
+    write_biased_gqa,
     write_moe_layers,
 )
 from moeworks.families.weights import QWEN_MOE
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft)
+    read_biased_gqa(config, draft)
     read_moe_layers(config, draft)
     attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
     window = config.pop("sliding_window", None)
     attention["window"] = window if config.pop("use_sliding_window", False) else None
 
 
 def _write(model: ModelConfig, config: Json) -> None:
-    write_gqa(model, config)
+    write_biased_gqa(model, config)
     write_moe_layers(model, config)
     attention = gqa(model)
-    config["attention_bias"] = attention.qkv_bias
     config |= {"use_sliding_window": attention.window is not None, "sliding_window": attention.window}
 
 
