@@ -158,6 +158,9 @@ class ExpertsConfig:
     """Biases inside the experts (gpt-oss); the output bias is weighted like the output."""
     mixed_output_bias: bool = False
     """One bias on the sum of the experts' outputs (JetMoE)."""
+    recompute_experts: bool = False
+    """Compute the experts' hidden activations again in the backward pass instead of keeping them: less
+    memory for a fifth more arithmetic."""
 
     def __post_init__(self) -> None:
         check(self.d_expert >= 1, "experts.d_expert", self.d_expert, "must be at least 1")

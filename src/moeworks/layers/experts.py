@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from moeworks.config.model import GATED, MoEConfig
 from moeworks.layers.init import init_matrix_
 from moeworks.ops.backends import Backend, choose_backend, run_experts
-from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.experts import ExpertWeights, SharedWeights
 from moeworks.ops.routing import Routing
 
 
@@ -38,10 +38,16 @@ class Experts(nn.Module):
             else:
                 init_matrix_(parameter)
 
-    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for."""
+    def forward(self, x_TD: Tensor, routing: Routing, shared: SharedWeights | None = None) -> Tensor:
+        """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for.
+
+        With `shared` the output of the shared experts is added.
+        """
         x_TD, weights = self._inputs(x_TD)
-        y_TD = run_experts(x_TD, routing, weights, self.backend)
+        if shared is not None:
+            up, down = shared.up_proj.to(x_TD.dtype), shared.down_proj.to(x_TD.dtype)
+            shared = SharedWeights(up, down, shared.weights_T)
+        y_TD = run_experts(x_TD, routing, weights, self.backend, shared)
         return y_TD if self.mixed_bias is None else y_TD + self.mixed_bias.to(y_TD.dtype)
 
     def explain_backend(self, x_TD: Tensor) -> str:
@@ -63,5 +69,6 @@ class Experts(nn.Module):
             down_bias=None if self.down_bias is None else self.down_bias.to(dtype),
             activation=self.config.activation,
             weights_on=self.config.weights_on,
+            recompute=self.config.recompute_experts,
         )
         return x_TD.to(dtype), weights

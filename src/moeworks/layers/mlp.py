@@ -18,6 +18,21 @@ class MLP(nn.Module):
             self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
+    def plain_weights(self) -> tuple[Tensor, Tensor] | None:
+        """The weights [2F, D] (or [F, D]) and [D, F] if this block is nothing but them.
+
+        None when it has biases, or when a projection was replaced or hooked (an adapter, a quantised one):
+        then only calling the block computes what it does.
+        """
+        up = self.gate_up_proj if self.activation in GATED else self.up_proj
+        for module in (self, up, self.down_proj):
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                return None
+        for linear in (up, self.down_proj):
+            if type(linear) is not nn.Linear or linear.bias is not None:
+                return None
+        return up.weight, self.down_proj.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
         up = self.gate_up_proj if self.activation in GATED else self.up_proj

@@ -11,7 +11,7 @@ from moeworks.layers.mlp import MLP
 from moeworks.layers.router import Router
 from moeworks.ops.backends import Backend
 from moeworks.ops.dispatch import apply_capacity
-from moeworks.ops.experts import zero_computation
+from moeworks.ops.experts import SharedWeights, zero_computation
 from moeworks.ops.routing import Routing
 
 
@@ -60,13 +60,14 @@ class MoE(nn.Module):
             sequence_ids_T=_rows(x) if sequence_ids is None else sequence_ids.reshape(-1),
         )
         routing = apply_capacity(routing, self.config, training=self.training)
-        y_TD = self.experts(x_TD, routing)
+        shared = self._shared_weights(x_TD)
+        y_TD = self.experts(x_TD, routing, shared)
         config = self.config
         if config.num_identity_experts:
             # In the experts' dtype: under autocast x may still be float32.
             x_in = x_TD.to(y_TD.dtype)
             y_TD = y_TD + zero_computation(x_in, routing, config.num_experts, config.num_identity_experts)
-        if self.shared is not None:
+        if self.shared is not None and shared is None:
             y_TD = y_TD + self._shared(x_TD)
         return y_TD.view(x.shape), routing
 
@@ -74,12 +75,21 @@ class MoE(nn.Module):
         """Which expert backend would serve this input, and why."""
         return self.experts.explain_backend(x.reshape(-1, x.shape[-1]))
 
+    def _shared_weights(self, x_TD: Tensor) -> SharedWeights | None:
+        """The shared experts, for a backend to compute along with the routed ones; None where it cannot."""
+        plain = None if self.shared is None else self.shared.plain_weights()
+        return None if plain is None else SharedWeights(*plain, self._shared_token_weights(x_TD))
+
     def _shared(self, x_TD: Tensor) -> Tensor:
         assert self.shared is not None
-        y_TD = self.shared(x_TD)
+        y_TD, weights_T = self.shared(x_TD), self._shared_token_weights(x_TD)
+        return y_TD if weights_T is None else y_TD * weights_T.unsqueeze(1)
+
+    def _shared_token_weights(self, x_TD: Tensor) -> Tensor | None:
+        """[T], what multiplies the shared experts' output; None is 1."""
         if self.shared_token_gate is None:
-            return y_TD
-        return y_TD * torch.sigmoid(self.shared_token_gate(x_TD))
+            return None
+        return torch.sigmoid(self.shared_token_gate(x_TD)).squeeze(1)
 
 
 def _rows(x: Tensor) -> Tensor | None:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config.model import GATED, Activation
+from moeworks.ops.activations import activate
 from moeworks.ops.routing import Routing
 
 
@@ -23,6 +25,8 @@ class ExpertWeights:
     """[E, D]; weighted by the routing weight like the rest of the output."""
     activation: Activation
     weights_on: Literal["output", "input"]
+    recompute: bool = False
+    """Compute the hidden activations again in the backward pass instead of keeping them."""
 
     @property
     def num_experts(self) -> int:
@@ -33,6 +37,24 @@ class ExpertWeights:
     def gated(self) -> bool:
         """Whether up_proj holds gate and up."""
         return self.activation in GATED
+
+
+@dataclass(frozen=True, eq=False)
+class SharedWeights:
+    """The block that computes all shared experts; activation as the routed experts'."""
+
+    up_proj: Tensor
+    """[2F, D] or [F, D]."""
+    down_proj: Tensor
+    """[D, F]."""
+    weights_T: Tensor | None
+    """What multiplies each token's output; None is 1."""
+
+
+def shared_output(x_TD: Tensor, shared: SharedWeights, activation: Activation) -> Tensor:
+    """y [T, D] of the shared experts."""
+    y_TD = F.linear(activate(F.linear(x_TD, shared.up_proj), activation), shared.down_proj)
+    return y_TD if shared.weights_T is None else y_TD * shared.weights_T.to(y_TD.dtype).unsqueeze(1)
 
 
 def masked_weights(routing: Routing) -> Tensor:

@@ -9,6 +9,7 @@ from random_layers import assert_same, gradients, make_config, random_moe
 from moeworks.config.model import Activation
 from moeworks.ops.backends import BACKENDS, choose_backend
 from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.native.library import Library, library
 
 OPTIONS = {
     **{name: dict(activation=name) for name in get_args(Activation)},
@@ -55,9 +56,18 @@ def weights(dtype: torch.dtype = torch.float32, width: int = 8) -> ExpertWeights
     )
 
 
-def test_auto_takes_sorted_on_the_cpu():
+def test_auto_takes_native_on_the_cpu_where_it_is_built():
     name, reason = choose_backend(torch.zeros(3, 8), weights())
-    assert (name, reason[:10]) == ("sorted", "on the CPU")
+    if isinstance(library(), Library):
+        assert (name, reason[:10]) == ("native", "on the CPU")
+    else:
+        assert (name, reason[:16]) == ("sorted", "native refuses: ")
+
+
+def test_auto_takes_sorted_where_native_refuses():
+    name, reason = choose_backend(torch.zeros(3, 8, dtype=torch.float64), weights())
+    assert name == "sorted"
+    assert reason.startswith("native refuses: ")
 
 
 def test_the_reference_and_sorted_serve_everything():

@@ -4,40 +4,58 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from moeworks.errors import ConfigError, check
-from moeworks.ops.backends import grouped_mm, reference, sorted
-from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.backends import grouped_mm, native, reference, sorted
+from moeworks.ops.experts import ExpertWeights, SharedWeights, shared_output
 from moeworks.ops.routing import Routing
 
-Backend = Literal["auto", "reference", "sorted", "grouped_mm"]
+Backend = Literal["auto", "reference", "sorted", "grouped_mm", "native"]
 
 
 @dataclass(frozen=True)
 class _Entry:
     refusal: Callable[[Tensor, ExpertWeights], str | None]
     run: Callable[[Tensor, Routing, ExpertWeights], Tensor]
+    fused: Callable[[Tensor, Routing, ExpertWeights, SharedWeights | None], Tensor] | None = None
+    """Does by itself what surrounds `run` for the others: the shared experts, and recomputing."""
 
 
 BACKENDS: dict[str, _Entry] = {
     "reference": _Entry(reference.refusal, reference.run),
     "sorted": _Entry(sorted.refusal, sorted.run),
     "grouped_mm": _Entry(grouped_mm.refusal, grouped_mm.run),
+    "native": _Entry(native.refusal, native.run, fused=native.run),
 }
 
 
-def run_experts(x_TD: Tensor, routing: Routing, experts: ExpertWeights, backend: Backend = "auto") -> Tensor:
-    """y [T, D], the weighted sum of the routed experts' outputs, in the dtype of x.
+def run_experts(
+    x_TD: Tensor,
+    routing: Routing,
+    experts: ExpertWeights,
+    backend: Backend = "auto",
+    shared: SharedWeights | None = None,
+) -> Tensor:
+    """y [T, D], the weighted sum of the routed experts' outputs and the shared ones', in the dtype of x.
 
     Raises ConfigError when `backend` names one that cannot serve the input, with its reason.
     """
     if x_TD.shape[0] == 0:
         # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
-        scale = sum(w.sum() for w in _tensors(experts)) + routing.routing_weights_TK.sum()
+        scale = sum(w.sum() for w in _tensors(experts, shared)) + routing.routing_weights_TK.sum()
         return x_TD * scale.to(x_TD.dtype)
     name, _ = choose_backend(x_TD, experts, backend)
-    return BACKENDS[name].run(x_TD, routing, experts)
+    entry = BACKENDS[name]
+    if entry.fused is not None:
+        return entry.fused(x_TD, routing, experts, shared)
+    if experts.recompute and torch.is_grad_enabled():
+        y_TD = checkpoint(entry.run, x_TD, routing, experts, use_reentrant=False)
+    else:
+        y_TD = entry.run(x_TD, routing, experts)
+    return y_TD if shared is None else y_TD + shared_output(x_TD, shared, experts.activation)
 
 
 def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "auto") -> tuple[str, str]:
@@ -49,13 +67,18 @@ def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "aut
             raise ConfigError(f"backend = {backend!r}: {reason}")
         return backend, "it was asked for"
     if not x_TD.is_cuda:
-        return "sorted", "on the CPU one product per expert, each written in place, is fastest"
+        reason = native.refusal(x_TD, experts)
+        if reason is None:
+            return "native", "on the CPU the native library's kernels are fastest"
+        return "sorted", f"native refuses: {reason}"
     reason = grouped_mm.refusal(x_TD, experts)
     if reason is None:
         return "grouped_mm", "on CUDA one grouped kernel serves all experts"
     return "sorted", f"grouped_mm refuses: {reason}"
 
 
-def _tensors(experts: ExpertWeights) -> list[Tensor]:
-    tensors = (experts.up_proj, experts.down_proj, experts.up_bias, experts.down_bias)
+def _tensors(experts: ExpertWeights, shared: SharedWeights | None) -> list[Tensor]:
+    tensors = [experts.up_proj, experts.down_proj, experts.up_bias, experts.down_bias]
+    if shared is not None:
+        tensors += [shared.up_proj, shared.down_proj, shared.weights_T]
     return [t for t in tensors if t is not None]

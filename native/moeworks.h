@@ -1,0 +1,107 @@
+/* The C interface of moeworks' native library. No torch, no Python: tensors are described by mw_tensor.
+ *
+ * Every entry point returns 0, or -1 after it stored a message for mw_last_error(); it checks all that it is
+ * given (shapes, strides, alignment, dtypes, ids) before it reads or writes any element.
+ */
+#ifndef MOEWORKS_H
+#define MOEWORKS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define MW_API __declspec(dllexport)
+#else
+#define MW_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Changes with every change of this file; the loader refuses a library of another version. */
+#define MW_ABI_VERSION 1
+
+enum mw_dtype { MW_FLOAT32 = 0, MW_BFLOAT16 = 1, MW_INT64 = 2, MW_BOOL = 3, MW_INT32 = 4 };
+
+enum mw_activation { MW_SWIGLU = 0, MW_GEGLU = 1, MW_RELU = 2, MW_GELU = 3, MW_RELU2 = 4 };
+
+/* data == NULL: the tensor is absent. Strides count elements. */
+typedef struct {
+    void *data;
+    int64_t shape[4];
+    int64_t stride[4];
+    int32_t ndim;
+    int32_t dtype;
+} mw_tensor;
+
+/* T tokens of width D, K choices each among E experts of hidden width F; U = 2F (gate, then up) or F.
+ * N = T * K rows; the assignments that an expert computes come first in `order`, sorted by expert, in token
+ * order within one. Rows behind them are not written.
+ */
+typedef struct {
+    mw_tensor x;              /* [T, D] float32 or bfloat16, the dtype of all weights and of y */
+    mw_tensor weights;        /* [T, K] float32 */
+    mw_tensor expert_ids;     /* [T, K] int64, below num_routes; ids from E on are computed by no expert */
+    mw_tensor kept;           /* [T, K] bool, optional: false was dropped */
+    mw_tensor up;             /* [E, U, D] */
+    mw_tensor down;           /* [E, D, F] */
+    mw_tensor up_bias;        /* [E, U], optional */
+    mw_tensor down_bias;      /* [E, D], optional */
+    mw_tensor shared_up;      /* [U', D], optional: one more expert for every token */
+    mw_tensor shared_down;    /* [D, F'] */
+    mw_tensor shared_weights; /* [T] float32, optional: weights of that expert; 1 without */
+    int64_t num_routes;
+    int32_t activation;
+    int32_t weigh_input;      /* weights multiply the routed experts' input instead of their output */
+    /* Results of the forward pass, inputs of the backward pass. */
+    mw_tensor y;              /* [T, D]; forward only */
+    mw_tensor order;          /* [N] int32: row -> token * K + slot */
+    mw_tensor offsets;        /* [E + 1] int64: first row of each expert */
+    mw_tensor hidden;         /* [N, U], optional: before the activation; absent, backward recomputes it */
+    mw_tensor shared_hidden;  /* [T, U'], optional likewise */
+} mw_experts;
+
+/* Gradients; an absent one is not computed. */
+typedef struct {
+    mw_tensor y; /* [T, D], the incoming one */
+    mw_tensor x;
+    mw_tensor weights;
+    mw_tensor up;
+    mw_tensor down;
+    mw_tensor up_bias;
+    mw_tensor down_bias;
+    mw_tensor shared_up;
+    mw_tensor shared_down;
+    mw_tensor shared_weights;
+} mw_experts_grad;
+
+MW_API int32_t mw_abi_version(void);
+
+/* Why the last call of this thread failed. */
+MW_API const char *mw_last_error(void);
+
+/* The instruction set in use: avx512, avx2, neon or portable. */
+MW_API const char *mw_isa(void);
+
+/* Use another one, for tests; fails when the processor or the build lacks it. */
+MW_API int mw_set_isa(const char *name);
+
+/* Run parallel work on the team of an OpenMP library (its GOMP_parallel): the threads that torch already has.
+ * NULL goes back to the library's own threads. */
+MW_API void mw_use_openmp(void *gomp_parallel);
+
+/* Large buffers from a cache that survives a step, on huge pages where the system has them. */
+MW_API void *mw_allocate(int64_t bytes);
+MW_API void mw_free(void *buffer);
+/* Bytes that the cache holds unused. */
+MW_API int64_t mw_cached_bytes(void);
+/* Give them back to the system. */
+MW_API void mw_release_cache(void);
+
+MW_API int mw_experts_forward(const mw_experts *args, int32_t threads);
+MW_API int mw_experts_backward(const mw_experts *args, const mw_experts_grad *grad, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,183 @@
+"""Finding, loading and calling the native library (native/moeworks.h is its interface).
+
+It is built when moeworks is installed from source with a C++ compiler at hand. Everything works without it.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moeworks.errors import ConfigError
+
+ABI_VERSION = 1
+_DTYPES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.int64: 2,
+    torch.bool: 3,
+    torch.int32: 4,
+}
+_MAX_DIMS = 4
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_FILE = f"{'' if sys.platform == 'win32' else 'lib'}moeworks{_SUFFIX}"
+
+
+class TensorStruct(ctypes.Structure):
+    """mw_tensor: where a tensor lies, and what it is."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("shape", ctypes.c_int64 * _MAX_DIMS),
+        ("stride", ctypes.c_int64 * _MAX_DIMS),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+def described(tensor: torch.Tensor | None) -> TensorStruct:
+    """The description of a CPU tensor; that of an absent one for None. The tensor must outlive the call."""
+    if tensor is None:
+        return TensorStruct()
+    dims = ctypes.c_int64 * _MAX_DIMS
+    return TensorStruct(
+        tensor.data_ptr() or None,
+        dims(*tensor.shape),
+        dims(*tensor.stride()),
+        tensor.dim(),
+        _DTYPES[tensor.dtype],
+    )
+
+
+class Library:
+    """The loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the file at `path`. Raises OSError when it cannot be loaded or is of another version."""
+        self.path = path
+        self._lib = lib = ctypes.CDLL(str(path))
+        lib.mw_abi_version.restype = ctypes.c_int32
+        if lib.mw_abi_version() != ABI_VERSION:
+            raise OSError(
+                f"{path} has interface {lib.mw_abi_version()}, moeworks needs {ABI_VERSION}: reinstall"
+            )
+        lib.mw_last_error.restype = lib.mw_isa.restype = ctypes.c_char_p
+        lib.mw_allocate.restype = ctypes.c_void_p
+        lib.mw_allocate.argtypes = [ctypes.c_int64]
+        lib.mw_free.argtypes = [ctypes.c_void_p]
+        lib.mw_free.restype = lib.mw_use_openmp.restype = lib.mw_release_cache.restype = None
+        lib.mw_cached_bytes.restype = ctypes.c_int64
+        lib.mw_use_openmp.argtypes = [ctypes.c_void_p]
+        self.use_own_threads(False)
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call an entry point that returns a status. Raises ConfigError with the library's message."""
+        if getattr(self._lib, name)(*arguments) != 0:
+            raise ConfigError(f"native {name}: {self._lib.mw_last_error().decode()}")
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: avx512, avx2, neon or portable."""
+        return self._lib.mw_isa().decode()
+
+    def use_isa(self, name: str) -> None:
+        """Use another instruction set. Raises ConfigError when processor or build lack it."""
+        self.call("mw_set_isa", name.encode())
+
+    def use_own_threads(self, own: bool) -> None:
+        """Compute on threads of the library's own, or on those that torch computes on (the default).
+
+        Two sets of threads would take the cores from each other: torch's spin for a while after an operator.
+        """
+        self._lib.mw_use_openmp(None if own else _torch_openmp())
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised CPU tensor whose memory comes from, and goes back to, the library's cache.
+
+        The system clears every new page, which for the weight gradients of many small experts takes longer
+        than computing them.
+        """
+        count = 1
+        for size in shape:
+            count *= size
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        size = count * dtype.itemsize
+        address = self._lib.mw_allocate(size)
+        if not address:
+            raise MemoryError(f"native: {size} bytes: {self._lib.mw_last_error().decode()}")
+        buffer = _bytes_type(size).from_address(address)
+        buffer.lease = _Lease(address, self._lib.mw_free)  # the tensor keeps the buffer, and that the lease
+        return torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of freed tensors that the library keeps for the next step."""
+        return self._lib.mw_cached_bytes()
+
+    def release_cache(self) -> None:
+        """Give those back to the system."""
+        self._lib.mw_release_cache()
+
+
+class _Lease:
+    """Owns memory of the library: its end frees it."""
+
+    def __init__(self, address: int, free: Callable[[int], None]) -> None:
+        self._address, self._free = address, free
+
+    def __del__(self) -> None:
+        self._free(self._address)
+
+
+@lru_cache(maxsize=256)
+def _bytes_type(size: int) -> Any:
+    """An array type whose objects can hold a lease as an attribute."""
+    return type("_LeasedBytes", (ctypes.c_char * size,), {})
+
+
+@cache
+def library() -> Library | str:
+    """The library, or why there is none."""
+    path = _find()
+    if path is None:
+        return "moeworks was installed without its native library (no C++ compiler at that time)"
+    try:
+        return Library(path)
+    except OSError as error:
+        return f"the native library cannot be loaded: {error}"
+
+
+@torch.compiler.assume_constant_result
+def unavailable() -> str | None:
+    """Why there is no library, or None: a constant for torch.compile, which cannot trace loading."""
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def _find() -> Path | None:
+    """Beside this file; in an editable install, where the package's other installed files are."""
+    beside = Path(__file__).parent / _FILE
+    if beside.is_file():
+        return beside
+    try:
+        installed = metadata.files("moeworks") or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = (Path(str(file.locate())) for file in installed if file.name == _FILE)
+    return next((path for path in paths if path.is_file()), None)
+
+
+@cache
+def _torch_openmp() -> int | None:
+    """The address of the function that starts a parallel region in torch's OpenMP library, if it has one."""
+    path = Path(torch.__file__).parent / "lib" / f"libtorch_cpu{_SUFFIX}"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
