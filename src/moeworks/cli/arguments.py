@@ -64,7 +64,10 @@ def parse(options_cls: type[Options], argv: list[str], prog: str) -> Parsed[Opti
         f"Arguments: [PRESET] [options]; PRESET is {' | '.join(PRESETS)} (default: {DEFAULT_PRESET})."
     )
     with _own_errors():
-        parsed = tyro.cli(command, prog=prog, description=description, args=rest)
+        # A mixer of another kind cannot be chosen by options; those of the preset's kind can be set.
+        parsed = tyro.cli(
+            command, prog=prog, description=description, args=rest, config=(tyro.conf.AvoidSubcommands,)
+        )
     return Parsed(parsed.options, parsed.config, name)
 
 

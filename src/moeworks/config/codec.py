@@ -74,6 +74,36 @@ def _strict_tuple(hint: Any, converter: Converter) -> Hook:
     return structure
 
 
+def _is_union_of_kinds(hint: Any) -> bool:
+    """Whether `hint` is a union of dataclasses that their field `kind` tells apart."""
+    members = get_args(hint)
+    return (
+        len(members) > 1
+        and get_origin(hint) is not tuple
+        and all(is_dataclass(member) and hasattr(member, "kind") for member in members)
+    )
+
+
+def _union_member(hint: Any, data: object) -> Any:
+    """The dataclass of the union `hint` that `data` is for: that of its `kind`, the first without one."""
+    kinds = {getattr(member, "kind"): member for member in get_args(hint)}  # noqa: B009
+    kind = data.get("kind", next(iter(kinds))) if isinstance(data, dict) else next(iter(kinds))
+    return kinds.get(kind)
+
+
+def _by_kind(hint: Any, converter: Converter) -> Hook:
+    """A hook for a union of dataclasses, chosen by `kind`."""
+
+    def structure(value: Any, _: Any) -> object:
+        member = _union_member(hint, value)
+        if member is None:
+            known = [get_args(get_type_hints(m)["kind"])[0] for m in get_args(hint)]
+            raise ConfigError(f"kind = {value['kind']!r}: unknown; {nearest(str(value['kind']), known)}")
+        return converter.structure(value, member)
+
+    return structure
+
+
 def _make_converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
     converter.register_structure_hook(int, _strict_scalar(int, int))
@@ -82,6 +112,7 @@ def _make_converter() -> Converter:
     converter.register_structure_hook(str, _strict_scalar(str, str))
     converter.register_structure_hook_factory(is_dataclass, _strict_dataclass)
     converter.register_structure_hook_factory(lambda hint: get_origin(hint) is tuple, _strict_tuple)
+    converter.register_structure_hook_factory(_is_union_of_kinds, _by_kind)
     return converter
 
 
@@ -93,6 +124,8 @@ _CONVERTER = _make_converter()
 
 def _explained(error: BaseException, hint: Any, data: Any, path: str) -> ConfigError:
     """The first error inside `error`, which came up while reading `data` as a `hint` at `path`."""
+    if _is_union_of_kinds(hint):
+        hint = _union_member(hint, data) or get_args(hint)[0]
     if isinstance(error, BaseValidationError):
         inner = error.exceptions[0]
         return _explained(inner, *_step(inner, hint, data, path))

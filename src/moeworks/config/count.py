@@ -7,6 +7,7 @@ E experts, K top_k, L sequence length.
 import math
 from dataclasses import dataclass
 
+from moeworks.config.count_mixers import MixerCount, count_mixer
 from moeworks.config.model import GATED, ModelConfig, MoEConfig
 
 
@@ -17,25 +18,27 @@ class ParameterCount:
     embedding: int
     """Token embedding [V, D]; the output projection too when it is tied."""
     attention: int
-    """Query, key, value and output projections with their biases."""
+    """The mixers, with their biases, without the norms, routers and experts inside them."""
     norms: int
-    """RMSNorm weights: two per layer, those of queries and keys, and the last one."""
+    """Norms of the layers, of queries, keys and latents, and the last one."""
     dense_mlp: int
     """Feed-forward blocks of the dense layers."""
     router: int
-    """Router weights, with the router's bias and its noise weights."""
+    """Router weights, with the routers' biases and noise weights."""
     experts: int
-    """All routed experts."""
+    """All routed experts, those of attention too."""
     shared: int
     """Shared experts and their token gates."""
     lm_head: int
-    """Output projection [V, D]; 0 when it is the embedding."""
+    """Output projection [V, D] with its bias; 0 when it is the embedding."""
     active_experts: int
     """The part of `experts` that one token uses; not a component of its own."""
+    mtp: int = 0
+    """Multi-token prediction layers, which makers leave out of the total and which decoding can leave out."""
 
     @property
     def total(self) -> int:
-        """All parameters; a tied embedding counts once."""
+        """All parameters but those of MTP layers; a tied embedding counts once."""
         return (
             self.embedding
             + self.attention
@@ -65,17 +68,20 @@ class ParameterCount:
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """The parameters of the module that `model` builds."""
     moe, moe_layers = model.moe, len(model.moe_layers)
-    expert = _mlp(model.d_model, moe.d_expert, moe.activation, bias=moe.expert_linear_bias)
+    expert = _expert(moe)
+    mixers = _mixers(model)
     return ParameterCount(
         embedding=model.vocab_size * model.d_model,
-        attention=model.num_layers * _attention(model),
-        norms=_norms(model),
+        attention=sum(mixer.matrices + mixer.others for mixer in mixers),
+        norms=model.num_layers * _layer_norms(model) + _norm(model) + sum(mixer.norms for mixer in mixers),
         dense_mlp=(model.num_layers - moe_layers) * _dense_mlp(model),
-        router=moe_layers * _router(moe),
-        experts=moe_layers * moe.num_experts * expert,
+        router=moe_layers * _router(moe) + sum(mixer.router for mixer in mixers),
+        experts=moe_layers * _experts(moe) + sum(mixer.experts for mixer in mixers),
         shared=moe_layers * _shared(moe),
-        lm_head=0 if model.tie_embeddings else model.vocab_size * model.d_model,
-        active_experts=moe_layers * _experts_per_token(moe) * expert,
+        lm_head=_lm_head(model),
+        active_experts=moe_layers * (_experts_per_token(moe) * expert + moe.d_model * moe.mixed_output_bias)
+        + sum(mixer.active_experts for mixer in mixers),
+        mtp=model.num_mtp_layers * _mtp_layer(model),
     )
 
 
@@ -83,26 +89,38 @@ def count_flops(model: ModelConfig, seq_len: int, *, training: bool) -> int:
     """Floating-point operations per token in sequences of `seq_len` tokens.
 
     A product of [m, k] and [k, n] counts 2 m n k; nothing but matrix products counts. Attention scores and
-    values count for all L x L pairs, masked ones too, as in torch.utils.flop_counter. Zero-computation
-    experts make this an upper bound, as with `ParameterCount.active`.
+    values count for all L x L pairs, masked ones too, as in torch.utils.flop_counter; where a window, chunk
+    or indexer bounds a query's keys, for that bound. A recurrence counts step by step. Zero-computation
+    experts make this an upper bound, as with `ParameterCount.active`. MTP layers are left out.
 
     With `training` it is forward and backward: three times the forward pass, without what recomputation
     (activation checkpointing, flash attention) adds: the model FLOPs of PaLM (Chowdhery et al. 2022,
     appendix B). The noise of noisy_top_k exists only there.
     """
-    moe, moe_layers = model.moe, len(model.moe_layers)
-    scores_and_values = 4 * seq_len * model.attention.num_heads * model.head_dim
-    weights = (
-        model.num_layers * _attention_weights(model)
-        + (model.num_layers - moe_layers)
-        * _matrices(model.mlp.mlp_activation)
-        * model.d_model
-        * model.mlp.d_ff
-        + moe_layers * _moe_weights_used(moe, training=training)
-        + model.vocab_size * model.d_model
+    products = sum(
+        mixer.matrices
+        + mixer.router
+        + mixer.active_experts
+        + mixer.per_token
+        + mixer.per_key * _bounded(seq_len, mixer.reach)
+        + mixer.scorer_per_key * seq_len
+        for mixer in _mixers(model)
     )
-    forward = 2 * weights + model.num_layers * scores_and_values
+    forward = 2 * (products + _weights_beside_mixers(model, training=training))
     return 3 * forward if training else forward
+
+
+def count_decode_flops(model: ModelConfig, context: int) -> int:
+    """Floating-point operations to decode one token after `context` - 1 others, as count_flops counts them.
+
+    MLA works on its latents, with the projections of keys and values absorbed (DeepSeek-V2, section 2.1.2).
+    """
+    products = 0
+    for mixer in _mixers(model):
+        per_key = mixer.per_key if mixer.decode_per_key is None else mixer.decode_per_key
+        products += mixer.matrices + mixer.router + mixer.active_experts + mixer.per_token
+        products += per_key * _bounded(context, mixer.reach) + mixer.scorer_per_key * context
+    return 2 * (products + _weights_beside_mixers(model, training=False))
 
 
 def count_bytes(model: ModelConfig, bytes_per_parameter: float) -> int:
@@ -110,28 +128,79 @@ def count_bytes(model: ModelConfig, bytes_per_parameter: float) -> int:
     return math.ceil(count_parameters(model).total * bytes_per_parameter)
 
 
-def count_kv_bytes(model: ModelConfig, bytes_per_value: float) -> int:
-    """Bytes that one token takes in the key/value cache of all layers, rounded up."""
-    values = 2 * model.num_layers * model.attention.num_kv_heads * model.head_dim
+def count_kv_bytes(model: ModelConfig, bytes_per_value: float, *, expanded: bool = False) -> int:
+    """Bytes that one token takes in the key/value cache of all layers, rounded up.
+
+    MLA keeps its latent and the shared rotary key (and an indexer's key); `expanded` counts what a cache of
+    every head's keys and values would take. Layers with a window hold a token only while it is inside.
+    """
+    return math.ceil(_cached_per_token(model, expanded=expanded) * bytes_per_value)
+
+
+def count_cache_bytes(
+    model: ModelConfig, context: int, bytes_per_value: float, *, expanded: bool = False
+) -> int:
+    """Bytes that one sequence of `context` tokens takes in all caches, rounded up.
+
+    Windows and chunks bound what their layers keep; the states of recurrences count whatever the length.
+    """
+    values = 0
+    for mixer in _mixers(model):
+        cached = mixer.cached_expanded if expanded else mixer.cached
+        values += cached * _bounded(context, mixer.cache_reach) + mixer.state
     return math.ceil(values * bytes_per_value)
 
 
 # One layer's pieces.
 
 
-def _attention_weights(model: ModelConfig) -> int:
-    heads = 2 * model.attention.num_heads + 2 * model.attention.num_kv_heads
-    return heads * model.head_dim * model.d_model
+def _mixers(model: ModelConfig) -> list[MixerCount]:
+    """The counts of each layer's mixer."""
+    kinds = [count_mixer(mixer, model.d_model) for mixer in (model.attention, *model.mixers)]
+    return [kinds[choice] for choice in model.layer_mixers or (0,) * model.num_layers]
 
 
-def _attention(model: ModelConfig) -> int:
-    outputs = (model.attention.num_heads + 2 * model.attention.num_kv_heads) * model.head_dim
-    return _attention_weights(model) + outputs * model.attention.qkv_bias
+def _bounded(length: int, limit: int | None) -> int:
+    return length if limit is None else min(length, limit)
 
 
-def _norms(model: ModelConfig) -> int:
-    per_layer = 2 * model.d_model + 2 * model.head_dim * model.attention.qk_norm
-    return model.num_layers * per_layer + model.d_model
+def _cached_per_token(model: ModelConfig, *, expanded: bool) -> int:
+    return sum(mixer.cached_expanded if expanded else mixer.cached for mixer in _mixers(model))
+
+
+def _norm(model: ModelConfig) -> int:
+    return model.d_model * (1 + model.norm.bias)
+
+
+def _layer_norms(model: ModelConfig) -> int:
+    return _norm(model) * (4 if model.norm.placement == "sandwich" else 2)
+
+
+def _lm_head(model: ModelConfig) -> int:
+    return 0 if model.tie_embeddings else model.vocab_size * (model.d_model + model.lm_head_bias)
+
+
+def _mtp_layer(model: ModelConfig) -> int:
+    """Two norms and a projection in front, a layer like the last one, and a norm behind."""
+    last = model.num_layers - 1
+    mixer, moe = count_mixer(model.mixer(last), model.d_model), model.moe
+    if last in model.moe_layers:
+        feed_forward = _router(moe) + _experts(moe) + _shared(moe)
+    else:
+        feed_forward = _dense_mlp(model)
+    block = mixer.matrices + mixer.others + mixer.norms + mixer.router + mixer.experts + _layer_norms(model)
+    return 3 * _norm(model) + 2 * model.d_model**2 + block + feed_forward
+
+
+def _weights_beside_mixers(model: ModelConfig, *, training: bool) -> int:
+    """Entries of the matrices outside the mixers that one token is multiplied with."""
+    moe_layers = len(model.moe_layers)
+    dense = _matrices(model.mlp.mlp_activation) * model.d_model * model.mlp.d_ff
+    return (
+        (model.num_layers - moe_layers) * dense
+        + moe_layers * _moe_weights_used(model.moe, training=training)
+        + model.vocab_size * model.d_model
+    )
 
 
 def _matrices(activation: str) -> int:
@@ -147,6 +216,14 @@ def _mlp(d_model: int, width: int, activation: str, *, bias: bool) -> int:
 
 def _dense_mlp(model: ModelConfig) -> int:
     return _mlp(model.d_model, model.mlp.d_ff, model.mlp.mlp_activation, bias=model.mlp.mlp_bias)
+
+
+def _expert(moe: MoEConfig) -> int:
+    return _mlp(moe.d_model, moe.d_expert, moe.activation, bias=moe.expert_linear_bias)
+
+
+def _experts(moe: MoEConfig) -> int:
+    return moe.num_experts * _expert(moe) + moe.d_model * moe.mixed_output_bias
 
 
 def _router(moe: MoEConfig) -> int:

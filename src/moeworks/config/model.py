@@ -1,56 +1,20 @@
 """The shape of a decoder, as frozen dataclasses without torch.
 
-A model is orthogonal groups (attention, mlp, router, experts, shared, capacity) under one ModelConfig.
-Another mixer (MLA, gated delta rule, ...) is another dataclass beside GQAConfig; a model family is a
-choice of values. MoEConfig is the flat union of the groups that make up one MoE layer: it inherits their
-fields, so each field has one home.
+A model is orthogonal groups (mixers, norms, mlp, router, experts, shared, capacity) under one ModelConfig;
+a model family is a choice of values. The mixers are in mixers.py. MoEConfig is the flat union of the groups
+that make up one MoE layer: it inherits their fields, so each field has one home.
 """
 
 import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from moeworks.config.mixers import GQAConfig, MixerConfig
 from moeworks.errors import check
 
-Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2"]
-GATED: frozenset[str] = frozenset({"swiglu", "geglu"})
-Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GQAConfig:
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
-
-    num_heads: int = 4
-    """Query heads."""
-    num_kv_heads: int = 4
-    """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
-    head_dim: int | None = None
-    """Width of one head; None means d_model / num_heads."""
-    qk_norm: bool = True
-    """RMS-normalise queries and keys per head before the rotation."""
-    qkv_bias: bool = False
-    """Biases on the query, key and value projections."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    mask_documents: bool = True
-    """In packed batches attention does not look across a document boundary."""
-
-    def __post_init__(self) -> None:
-        check(self.num_heads >= 1, "attention.num_heads", self.num_heads, "must be at least 1")
-        check(
-            self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
-            "attention.num_kv_heads",
-            self.num_kv_heads,
-            f"must divide num_heads = {self.num_heads}",
-        )
-        check(
-            self.head_dim is None or (self.head_dim >= 2 and self.head_dim % 2 == 0),
-            "attention.head_dim",
-            self.head_dim,
-            "must be even (rotary positions turn pairs)",
-        )
-        check(self.rope_theta > 0, "attention.rope_theta", self.rope_theta, "must be positive")
+Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2", "geglu_tanh", "clamped_swiglu"]
+GATED: frozenset[str] = frozenset({"swiglu", "geglu", "geglu_tanh", "clamped_swiglu"})
+Score = Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +24,7 @@ class MLPConfig:
     d_ff: int = 384
     """Hidden width of a dense feed-forward block."""
     mlp_activation: Activation = "swiglu"
-    """swiglu and geglu are gated (three matrices); relu, gelu and relu2 are plain (two)."""
+    """swiglu, geglu, geglu_tanh and clamped_swiglu are gated (three matrices); the others are plain (two)."""
     mlp_bias: bool = False
     """Biases on the dense block's projections."""
 
@@ -83,7 +47,7 @@ class RouterConfig:
     score: Score = "softmax"
     """From router_logits to router_probs."""
     score_order: Literal["before_top_k", "after_top_k"] = "before_top_k"
-    """softmax over all experts and then choose, or choose and take the softmax of the chosen logits."""
+    """Score all experts and then choose, or choose by logits and score the chosen (softmax, sigmoid)."""
     renormalize: bool = True
     """Divide the chosen probabilities by their sum."""
     renormalize_eps: float = 1e-20
@@ -106,6 +70,8 @@ class RouterConfig:
     """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
     noisy_top_k: bool = False
     """In training add N(0, 1) * softplus(x W_noise) to the logits (Shazeer et al. 2017, section 2.1)."""
+    sparsemixer_eps: float = 0.01
+    """sparsemixer: experts whose logit is relatively 2 * eps below the best one's leave the softmax."""
 
     @property
     def num_routes(self) -> int:
@@ -123,15 +89,22 @@ class RouterConfig:
             f"must lie between 1 and the number of experts, {self.num_routes}",
         )
         check(
-            self.score_order == "before_top_k" or self.score == "softmax",
+            self.score_order == "before_top_k" or self.score in ("softmax", "sigmoid"),
             "router.score_order",
             self.score_order,
-            f"differs from before_top_k only for softmax; {self.score} scores each expert alone",
+            f"is for softmax and sigmoid, the score is {self.score}",
+        )
+        check(
+            self.score != "sparsemixer"
+            or (self.top_k == 2 and not self.selection_bias and not self.renormalize),
+            "router.score",
+            self.score,
+            "needs top_k = 2, and neither selection_bias nor renormalize",
         )
         check(
             self.top_k > 1
             or self.num_routes == 1
-            or not (self.renormalize or self.score_order == "after_top_k"),
+            or not (self.renormalize or (self.score_order == "after_top_k" and self.score == "softmax")),
             "router.top_k",
             1,
             "with renormalize or score_order = 'after_top_k' every routing weight is 1 and the router gets no"
@@ -183,6 +156,8 @@ class ExpertsConfig:
     """As mlp_activation, for the experts and the shared experts."""
     expert_linear_bias: bool = False
     """Biases inside the experts (gpt-oss); the output bias is weighted like the output."""
+    mixed_output_bias: bool = False
+    """One bias on the sum of the experts' outputs (JetMoE)."""
     recompute_experts: bool = False
     """Compute the experts' hidden activations again in the backward pass instead of keeping them: less
     memory for a fifth more arithmetic."""
@@ -296,6 +271,37 @@ class LayerPatternConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """The norms of the residual stream, and of queries and keys."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm."""
+    bias: bool = False
+    """LayerNorm with a bias."""
+    zero_centred: bool = False
+    """RMSNorm that multiplies by 1 + weight (Qwen3-Next)."""
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+    """x + f(norm(x)), x + norm(f(x)) (FlexOlmo), or x + norm(f(norm(x))) (Grok-1)."""
+    final_eps: float | None = None
+    """Epsilon of the norm before the output projection; None means norm_eps."""
+
+    def __post_init__(self) -> None:
+        check(not self.bias or self.kind == "layer", "norm.bias", self.bias, "is for kind = 'layer'")
+        check(
+            not self.zero_centred or self.kind == "rms",
+            "norm.zero_centred",
+            self.zero_centred,
+            "is for kind = 'rms'",
+        )
+        check(
+            self.final_eps is None or self.final_eps > 0,
+            "norm.final_eps",
+            self.final_eps,
+            "must be positive, or None",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only language model."""
 
@@ -309,9 +315,24 @@ class ModelConfig:
     """Longest sequence; rotary tables have this length."""
     tie_embeddings: bool = True
     """The output projection is the embedding."""
+    lm_head_bias: bool = False
+    """A bias on the output projection, which is then not tied."""
+    embedding_scale: float = 1.0
+    """Multiplies the token embeddings."""
+    residual_scale: float = 1.0
+    """Multiplies what a layer adds to the residual stream (Granite, MiniCPM)."""
+    logit_scale: float = 1.0
+    """Multiplies the logits."""
+    num_mtp_layers: int = 0
+    """Extra blocks that predict tokens further ahead (multi-token prediction, DeepSeek-V3 section 2.2)."""
     norm_eps: float = 1e-6
-    """Epsilon of every RMSNorm."""
-    attention: GQAConfig = field(default_factory=GQAConfig)
+    """Epsilon of every norm."""
+    norm: NormConfig = field(default_factory=NormConfig)
+    attention: MixerConfig = field(default_factory=GQAConfig)
+    mixers: tuple[MixerConfig, ...] = ()
+    """More mixers beside `attention`, for models whose layers differ."""
+    layer_mixers: tuple[int, ...] | None = None
+    """The mixer of each layer: 0 is `attention`, n the n-th of `mixers`; None: `attention` everywhere."""
     pattern: LayerPatternConfig = field(default_factory=LayerPatternConfig)
     mlp: MLPConfig = field(default_factory=MLPConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -333,24 +354,78 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head (P)."""
-        return self.attention.head_dim or self.d_model // self.attention.num_heads
+        """Width of one head (P) of a model with grouped-query attention."""
+        return self.gqa_head_dim(self.attention)
+
+    def gqa_head_dim(self, mixer: MixerConfig) -> int:
+        """Width of one head of `mixer`, which has grouped queries."""
+        check(isinstance(mixer, GQAConfig), "attention.kind", mixer.kind, "has no single head_dim")
+        assert isinstance(mixer, GQAConfig)
+        return mixer.head_dim or self.d_model // mixer.num_heads
+
+    def mixer(self, layer: int) -> MixerConfig:
+        """The mixer of one layer, counted from 0."""
+        choice = 0 if self.layer_mixers is None else self.layer_mixers[layer]
+        return (self.attention, *self.mixers)[choice]
+
+    @property
+    def mixer_of_layers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of each layer."""
+        return tuple(self.mixer(layer) for layer in range(self.num_layers))
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "max_seq_len"):
             check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
         check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be positive")
-        heads = self.attention.num_heads
+        for name in ("embedding_scale", "residual_scale", "logit_scale"):
+            scale = getattr(self, name)
+            check(0 < scale < math.inf, f"model.{name}", scale, "must be positive and finite")
         check(
-            self.attention.head_dim is not None or self.d_model % (2 * heads) == 0,
-            "model.d_model",
-            self.d_model,
-            f"must be a multiple of 2 * num_heads = {2 * heads} unless attention.head_dim is given",
+            not (self.lm_head_bias and self.tie_embeddings),
+            "model.lm_head_bias",
+            self.lm_head_bias,
+            "needs tie_embeddings = False",
         )
+        check(self.num_mtp_layers >= 0, "model.num_mtp_layers", self.num_mtp_layers, "must not be negative")
+        self._check_mixers()
         layers = self.moe_layers
         check(
             all(0 <= i < self.num_layers for i in layers),
             "model.pattern.explicit",
             layers,
             f"names a layer outside 0 .. {self.num_layers - 1}",
+        )
+
+    def _check_mixers(self) -> None:
+        for mixer in (self.attention, *self.mixers):
+            if isinstance(mixer, GQAConfig):
+                self._check_gqa(mixer)
+        chosen = self.layer_mixers
+        check(
+            chosen is None or len(chosen) == self.num_layers,
+            "model.layer_mixers",
+            chosen,
+            f"must name a mixer for each of the {self.num_layers} layers",
+        )
+        check(
+            all(0 <= n <= len(self.mixers) for n in chosen or ()),
+            "model.layer_mixers",
+            chosen,
+            f"names a mixer outside 0 .. {len(self.mixers)}",
+        )
+
+    def _check_gqa(self, mixer: GQAConfig) -> None:
+        heads = mixer.num_heads
+        check(
+            mixer.head_dim is not None or self.d_model % (2 * heads) == 0,
+            "model.d_model",
+            self.d_model,
+            f"must be a multiple of 2 * num_heads = {2 * heads} unless attention.head_dim is given",
+        )
+        width, turned = self.gqa_head_dim(mixer), mixer.rope.dim
+        check(
+            turned is None or turned <= width,
+            "attention.rope.dim",
+            turned,
+            f"exceeds the width of a head, {width}",
         )

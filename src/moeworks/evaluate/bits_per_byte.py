@@ -87,8 +87,8 @@ def evaluate(
 
 
 def _add_losses(nats_M: Tensor, tokens_M: Tensor, output: DecoderOutput, batch: Batch) -> None:
-    hidden_TD, targets_T = output.hidden_BLD.flatten(0, 1), batch.targets_BL.flatten()
-    losses = token_cross_entropies(hidden_TD, output.head_VD, targets_T).double()
+    hidden_TD, head_VD = output.head.factors(output.hidden_BLD.flatten(0, 1))
+    losses = token_cross_entropies(hidden_TD, head_VD, batch.targets_BL.flatten()).double()
     valid = batch.valid_BL.flatten()
     domains = batch.domain_ids_BL.flatten()[valid]
     nats_M.index_add_(0, domains, losses[valid])

@@ -27,6 +27,7 @@ class Experts(nn.Module):
         self.register_parameter(self._up_names[1], up_bias)
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
         self.down_bias = nn.Parameter(torch.empty(E, D)) if config.expert_linear_bias else None
+        self.mixed_bias = nn.Parameter(torch.empty(D)) if config.mixed_output_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -46,7 +47,8 @@ class Experts(nn.Module):
         if shared is not None:
             up, down = shared.up_proj.to(x_TD.dtype), shared.down_proj.to(x_TD.dtype)
             shared = SharedWeights(up, down, shared.weights_T)
-        return run_experts(x_TD, routing, weights, self.backend, shared)
+        y_TD = run_experts(x_TD, routing, weights, self.backend, shared)
+        return y_TD if self.mixed_bias is None else y_TD + self.mixed_bias.to(y_TD.dtype)
 
     def explain_backend(self, x_TD: Tensor) -> str:
         """Which backend would serve this input, and why."""

@@ -1,15 +1,18 @@
 """Every backend against the reference, forward and backward, and the choice among them."""
 
+from typing import get_args
+
 import pytest
 import torch
 from random_layers import assert_same, gradients, make_config, random_moe
 
+from moeworks.config.model import Activation
 from moeworks.ops.backends import BACKENDS, choose_backend
 from moeworks.ops.experts import ExpertWeights
 from moeworks.ops.native.library import Library, library
 
 OPTIONS = {
-    **{name: dict(activation=name) for name in ("swiglu", "geglu", "relu", "gelu", "relu2")},
+    **{name: dict(activation=name) for name in get_args(Activation)},
     "biases": dict(expert_linear_bias=True),
     "input": dict(weights_on="input", expert_linear_bias=True, activation="relu2"),
     "top_1": dict(top_k=1, renormalize=False),

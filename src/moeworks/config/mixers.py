@@ -1,0 +1,259 @@
+"""What mixes tokens in a decoder layer: several kinds of attention, and a recurrence.
+
+Every mixer is a frozen dataclass whose field `kind` tells it apart in JSON. A model has one for all of its
+layers (ModelConfig.attention), or several and a list of which layer has which.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moeworks.config.rope import RopeConfig
+from moeworks.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQAConfig:
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+
+    kind: Literal["gqa"] = "gqa"
+    """Grouped-query attention."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 4
+    """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
+    head_dim: int | None = None
+    """Width of one head; None means d_model / num_heads."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
+    qk_norm_kind: Literal["head", "flat", "l2"] = "head"
+    """Each head by RMS (Qwen3), all heads as one vector (OLMoE), or each head without a weight (Llama 4)."""
+    qk_norm_after_rope: bool = False
+    """After the rotation instead of before it."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    output_bias: bool = False
+    """A bias on the output projection."""
+    qkv_clip: float | None = None
+    """Clamp queries, keys and values to this magnitude (OLMoE, DBRX)."""
+    softmax_scale: float | None = None
+    """Multiplies the scores; None means head_dim^-0.5."""
+    score_softcap: float | None = None
+    """Scores become cap * tanh(score / cap) (Grok-1)."""
+    window: int | None = None
+    """A token sees the last `window` positions, its own included (sliding window)."""
+    chunk: int | None = None
+    """A token sees the earlier positions of its own block of this length (Llama 4)."""
+    sinks: bool = False
+    """A trained logit per head that takes part in the softmax and stands for nothing (gpt-oss)."""
+    output_gate: bool = False
+    """Multiply the heads' output by the sigmoid of a projection of the input (Qwen3-Next)."""
+    temperature_floor: int | None = None
+    """Llama 4's layers without positions: queries grow with log(1 + floor((position + 1) / this))."""
+    temperature_scale: float = 0.1
+    """By how much they grow."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    mask_documents: bool = True
+    """In packed batches attention does not look across a document boundary."""
+
+    def __post_init__(self) -> None:
+        check(self.num_heads >= 1, "attention.num_heads", self.num_heads, "must be at least 1")
+        check(
+            self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
+            "attention.num_kv_heads",
+            self.num_kv_heads,
+            f"must divide num_heads = {self.num_heads}",
+        )
+        _check_head_dim(self.head_dim)
+        _check_theta(self.rope_theta)
+        for name in ("qkv_clip", "softmax_scale", "score_softcap"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"attention.{name}", value, "must be positive, or None")
+        for name in ("window", "chunk", "temperature_floor"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"attention.{name}", value, "must be at least 1, or None")
+        check(
+            self.window is None or self.chunk is None,
+            "attention.chunk",
+            self.chunk,
+            f"goes not with window = {self.window}",
+        )
+        check(
+            self.score_softcap is None or not self.sinks,
+            "attention.score_softcap",
+            self.score_softcap,
+            "goes not with sinks",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexerConfig:
+    """DeepSeek sparse attention (DeepSeek-V3.2): a cheap scorer chooses the keys that a query sees."""
+
+    num_heads: int = 64
+    """Heads of the scorer."""
+    head_dim: int = 128
+    """Width of one of them; the scorer's keys have one head."""
+    top_k: int = 2048
+    """Keys that a query keeps."""
+    rope_style: Literal["half", "interleaved"] = "half"
+    """Pairs of the scorer's rotation, which may differ from the attention's own."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "head_dim", "top_k"):
+            check(getattr(self, name) >= 1, f"indexer.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLAConfig:
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values come from a small latent."""
+
+    kind: Literal["mla"] = "mla"
+    """Multi-head latent attention."""
+    num_heads: int = 4
+    """Heads."""
+    q_lora_rank: int | None = None
+    """Width of the queries' latent; None projects queries directly."""
+    kv_lora_rank: int = 32
+    """Width of the latent of keys and values, which the cache holds."""
+    nope_head_dim: int = 16
+    """Part of a query or key without positions."""
+    rope_head_dim: int = 8
+    """Part with rotary positions; the key's is shared by all heads, and cached."""
+    v_head_dim: int = 16
+    """Width of a value."""
+    latent_eps: float = 1e-6
+    """Epsilon of the latents' RMSNorms: published models use 1e-6 whatever their norm_eps."""
+    bias: bool = False
+    """Biases on the projections into the latents and on the output projection."""
+    softmax_scale: float | None = None
+    """Multiplies the scores; None means (nope_head_dim + rope_head_dim)^-0.5, times YaRN's mscale squared."""
+    indexer: IndexerConfig | None = None
+    """Sparse attention over the keys that a scorer chooses; None sees all of them."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope: RopeConfig = field(default_factory=lambda: RopeConfig(style="interleaved"))
+    mask_documents: bool = True
+    """In packed batches attention does not look across a document boundary."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "kv_lora_rank", "nope_head_dim", "v_head_dim"):
+            check(getattr(self, name) >= 1, f"attention.{name}", getattr(self, name), "must be at least 1")
+        width = self.rope_head_dim
+        check(width >= 2 and width % 2 == 0, "attention.rope_head_dim", width, "must be even, at least 2")
+        check(
+            self.q_lora_rank is None or self.q_lora_rank >= 1,
+            "attention.q_lora_rank",
+            self.q_lora_rank,
+            "must be at least 1, or None",
+        )
+        check(
+            self.indexer is None or (self.q_lora_rank is not None and self.indexer.head_dim >= width),
+            "attention.indexer",
+            self.indexer,
+            f"needs q_lora_rank, and heads at least as wide as rope_head_dim = {width}",
+        )
+        _check_theta(self.rope_theta)
+        check(self.latent_eps > 0, "attention.latent_eps", self.latent_eps, "must be positive")
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query."""
+        return self.nope_head_dim + self.rope_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaConfig:
+    """Gated delta rule (Yang et al. 2024): a recurrence with a matrix as state instead of attention."""
+
+    kind: Literal["gated_delta"] = "gated_delta"
+    """Gated delta rule."""
+    num_key_heads: int = 2
+    """Heads of queries and keys."""
+    num_value_heads: int = 4
+    """Heads of values, and states; a multiple of num_key_heads."""
+    key_head_dim: int = 16
+    """Width of a query or key: the rows of a state."""
+    value_head_dim: int = 16
+    """Width of a value: the columns of a state."""
+    conv_kernel: int = 4
+    """Positions that the causal convolution before the recurrence sees."""
+    mask_documents: bool = True
+    """In packed batches the state starts anew at a document boundary."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_key_heads", "key_head_dim", "value_head_dim", "conv_kernel"):
+            check(getattr(self, name) >= 1, f"attention.{name}", getattr(self, name), "must be at least 1")
+        values = self.num_value_heads
+        check(
+            values >= 1 and values % self.num_key_heads == 0,
+            "attention.num_value_heads",
+            values,
+            f"must be a multiple of num_key_heads = {self.num_key_heads}",
+        )
+
+    @property
+    def key_width(self) -> int:
+        """All queries, or all keys, of a token."""
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_width(self) -> int:
+        """All values of a token."""
+        return self.num_value_heads * self.value_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfAttentionConfig:
+    """Mixture of attention heads (Zhang et al. 2022; JetMoE): experts project queries and outputs.
+
+    All experts share keys and values; a token's heads are num_kv_heads for each of its top_k experts.
+    """
+
+    kind: Literal["mixture_of_attention"] = "mixture_of_attention"
+    """Mixture of attention heads."""
+    num_kv_heads: int = 4
+    """Key/value heads, and query heads of one expert."""
+    head_dim: int = 32
+    """Width of one head."""
+    num_experts: int = 8
+    """Experts."""
+    top_k: int = 2
+    """Experts per token; their weights are a softmax over the chosen logits."""
+    output_bias: bool = True
+    """One bias on the mixed output."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    mask_documents: bool = True
+    """In packed batches attention does not look across a document boundary."""
+
+    def __post_init__(self) -> None:
+        check(self.num_kv_heads >= 1, "attention.num_kv_heads", self.num_kv_heads, "must be at least 1")
+        _check_head_dim(self.head_dim)
+        check(
+            2 <= self.top_k <= self.num_experts,
+            "attention.top_k",
+            self.top_k,
+            f"must lie between 2 and num_experts = {self.num_experts}",
+        )
+        _check_theta(self.rope_theta)
+
+
+MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
+"""Any of them."""
+
+
+def _check_theta(theta: float) -> None:
+    check(0 < theta < math.inf, "attention.rope_theta", theta, "must be positive and finite")
+
+
+def _check_head_dim(head_dim: int | None) -> None:
+    check(
+        head_dim is None or (head_dim >= 2 and head_dim % 2 == 0),
+        "attention.head_dim",
+        head_dim,
+        "must be even (rotary positions turn pairs)",
+    )

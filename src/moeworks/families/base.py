@@ -1,0 +1,208 @@
+"""What a model family is: presets, and a two-way mapping between its config.json and ModelConfig.
+
+A family names the fields that map one to one (Field), the values that must stand as they are (`fixed`), and
+reads and writes the rest in two small functions. Reading consumes keys: what is left over must be known to
+change nothing, or it is an error, so no field that changes the maths is overlooked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeworks.config.codec import from_dict, to_dict
+from moeworks.config.model import ModelConfig
+from moeworks.config.weight_rules import WeightMap
+from moeworks.errors import ConfigError, check, nearest
+
+Json = dict[str, Any]
+
+MAX_LAYERS = 10_000
+LARGEST = 2**40
+"""Bounds that no published model comes near: a hostile config.json is refused before it costs memory."""
+REQUIRED = object()
+"""The default of a field that a config.json must have."""
+
+HARMLESS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_experts_implementation", "_name_or_path",
+    "architectures", "attention_dropout", "attn_implementation", "auto_map", "aux_loss_alpha",
+    "bos_token_id", "chunk_size_feed_forward", "dtype", "embd_pdrop", "emb_pdrop", "eos_token_id", "ep_size",
+    "hidden_dropout", "id2label", "initializer_range", "is_encoder_decoder", "label2id",
+    "max_window_layers", "model_type",
+    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
+    "problem_type", "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "seq_aux",
+    "sep_token_id", "torch_dtype", "transformers_version", "unsloth_fixed", "use_cache",
+})  # fmt: skip
+"""Keys that change neither shapes nor the maths of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a config.json that maps to one field of ModelConfig."""
+
+    key: str
+    """Its name in config.json."""
+    path: str
+    """The dotted path in ModelConfig."""
+    default: Any = REQUIRED
+    """Taken when the key is absent or null."""
+    also: tuple[str, ...] = ()
+    """Other names that some writers give the key."""
+
+
+Read = Callable[[Json, Json], None]
+"""From a config.json, whose keys it pops, to the draft of a ModelConfig as nested dicts."""
+Write = Callable[[ModelConfig, Json], None]
+"""From a ModelConfig to a config.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One published model family."""
+
+    name: str
+    """Its name here, that of its file."""
+    model_types: tuple[str, ...]
+    """The values of `model_type` that it reads; it writes the first one, or the one that was read."""
+    architecture: str
+    """The class name that its config.json carries."""
+    template: ModelConfig
+    """What all members share."""
+    fields: tuple[Field, ...]
+    """Keys that map one to one."""
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Accepted values of keys that do not vary; an absent key means the first, which is written."""
+    harmless: frozenset[str] = frozenset()
+    """Further keys that change nothing in this family."""
+    weights: WeightMap
+    """The tensors of its checkpoints."""
+    read: Read = lambda config, draft: None
+    """Reads what is not one to one."""
+    write: Write = lambda model, config: None
+    """Writes it."""
+    presets: Mapping[str, Json] = field(default_factory=dict)
+    """Published configs by name, as their makers wrote them, without the harmless keys."""
+    unwrap: Callable[[Json], Json] = lambda config: config
+    """From a published config.json to the part that describes the decoder."""
+
+    def from_hf(self, config: Mapping[str, Any]) -> ModelConfig:
+        """The model that a config.json describes.
+
+        Raises ConfigError for a key that is missing, has a value that this family does not have, or is
+        unknown and not empty: it might change the maths.
+        """
+        rest = self.unwrap(deepcopy(dict(config)))
+        draft = to_dict(self.template)
+        for entry in self.fields:
+            for other in entry.also:
+                value = rest.pop(other, None)
+                rest.setdefault(entry.key, value)
+            value = take(rest, entry.key, entry.default)
+            _check_number(entry.key, value, get(draft, entry.path))
+            put(draft, entry.path, value)
+        check(draft["num_layers"] <= MAX_LAYERS, "num_layers", draft["num_layers"], f"exceeds {MAX_LAYERS}")
+        try:
+            self.read(rest, draft)
+        except (TypeError, AttributeError, KeyError, ValueError, ZeroDivisionError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"config.json: a value that the family {self.name} cannot read: {error}"
+            ) from error
+        for key, accepted in self.fixed.items():
+            value = rest.pop(key, accepted[0])
+            rule = f"the family {self.name} has only {' or '.join(map(repr, accepted))}"
+            check(value in accepted, key, value, rule)
+        self._check_rest(rest)
+        return from_dict(ModelConfig, draft, "model")
+
+    def to_hf(self, model: ModelConfig, origin: Mapping[str, Any] | None = None) -> Json:
+        """The config.json of `model`.
+
+        `origin` is the one that the model was loaded with: its harmless keys are kept, and the whole of it
+        where it still describes the model. Raises ConfigError when the family cannot express the model.
+        """
+        if origin is not None and self.from_hf(origin) == model:
+            return deepcopy(dict(origin))
+        kept = self.unwrap(deepcopy(dict(origin or {})))
+        written: Json = {"architectures": [self.architecture], "model_type": self.model_types[0]}
+        written |= {key: value for key, value in kept.items() if key in HARMLESS | self.harmless}
+        written |= {key: accepted[0] for key, accepted in self.fixed.items()}
+        values = to_dict(model)
+        for entry in self.fields:
+            written[entry.key] = get(values, entry.path)
+        self.write(model, written)
+        self._check_expressed(model, written)
+        return written
+
+    def preset(self, name: str) -> ModelConfig:
+        """The model that the published config `name` describes."""
+        return self.from_hf(self.presets[name])
+
+    def _check_rest(self, rest: Json) -> None:
+        known = HARMLESS | self.harmless
+        for key, value in sorted(rest.items()):
+            if key in known or value is None or value is False or value in ("", [], {}):
+                continue
+            names = {*known, *self.fixed, *(entry.key for entry in self.fields)}
+            raise ConfigError(
+                f"{key} = {value!r}: not a field of the family {self.name}, and it may change what the model"
+                f" computes; {nearest(key, names)}"
+            )
+
+    def _check_expressed(self, model: ModelConfig, written: Json) -> None:
+        back = to_dict(self.from_hf(written))
+        different = [path for path in paths(to_dict(model)) if get(back, path) != get(to_dict(model), path)]
+        if different:
+            path = different[0]
+            raise ConfigError(
+                f"{path} = {get(to_dict(model), path)!r}: the family {self.name} cannot express it, its"
+                f" config.json would read as {get(back, path)!r}"
+            )
+
+
+def _check_number(key: str, value: object, like: object) -> None:
+    """Numbers are not converted, and are of a size that some model could have."""
+    if not isinstance(like, (bool, int, float)):
+        return
+    numbers = {int: (int,), float: (int, float), bool: (bool,)}[type(like)]
+    check(type(value) in numbers, key, value, f"must be {type(like).__name__}")
+    assert isinstance(value, (int, float))
+    check(-LARGEST <= value <= LARGEST, key, value, f"exceeds {LARGEST:,}")
+
+
+def take(config: Json, key: str, default: Any = REQUIRED) -> Any:
+    """Remove `key` and return its value, or `default` when it is absent or null. Raises ConfigError."""
+    value = config.pop(key, None)
+    if value is None:
+        if default is REQUIRED:
+            raise ConfigError(f"{key}: missing in the config, and it has no default")
+        return default
+    return value
+
+
+def put(draft: Json, path: str, value: Any) -> None:
+    """Set the value at a dotted path."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        draft = draft[parent]
+    draft[name] = value
+
+
+def get(draft: Json, path: str) -> Any:
+    """The value at a dotted path; None where the path ends early."""
+    value: Any = draft
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def paths(draft: Json) -> Sequence[str]:
+    """The dotted paths of all leaves."""
+    found: list[str] = []
+    for name, value in draft.items():
+        if isinstance(value, dict):
+            found += [f"{name}.{inner}" for inner in paths(value)]
+        else:
+            found.append(name)
+    return found

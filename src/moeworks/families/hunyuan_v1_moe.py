@@ -1,0 +1,95 @@
+"""Hunyuan-A13B (Tencent 2025): norms of queries and keys after the rotation, a raised rotary base."""
+
+from moeworks.config.mixers import GQAConfig
+from moeworks.config.model import ModelConfig
+from moeworks.config.weight_rules import Rule, WeightMap
+from moeworks.errors import check
+from moeworks.families.base import Family, Field, Json, take
+from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
+from moeworks.families.weights import NORMS, TOP, experts, gated, projections
+
+
+def _one(config: Json, key: str, layers: int) -> int:
+    """A number, or a list of one number per layer, all the same."""
+    value = take(config, key)
+    if not isinstance(value, list):
+        return value
+    check(len(set(value)) == 1 and len(value) == layers, key, value, "must be the same in every layer")
+    return value[0]
+
+
+def _read(config: Json, draft: Json) -> None:
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    alpha = given.get("alpha")
+    if alpha:
+        # Published as "dynamic" with an alpha: a base raised once and for all.
+        unused = ("alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        kept = {key: value for key, value in given.items() if key not in unused}
+        config["rope_scaling"] = {**kept, "rope_type": "default", "type": None}
+        config.pop("rope_parameters", None)
+    read_biased_gqa(config, draft)
+    if alpha:
+        draft["attention"]["rope"] |= {"scaling": "ntk_alpha", "factor": float(alpha)}
+    layers = draft["num_layers"]
+    draft["router"] |= {"num_experts": _one(config, "num_experts", layers)}
+    draft["router"] |= {"top_k": _one(config, "moe_topk", layers)}
+    width = take(config, "moe_intermediate_size", draft["mlp"]["d_ff"])
+    draft["experts"]["d_expert"] = width[0] if isinstance(width, list) else width
+    draft["shared"]["d_shared"] = draft["mlp"]["d_ff"]
+
+
+def _write(model: ModelConfig, config: Json) -> None:
+    write_biased_gqa(model, config)
+    attention = model.attention
+    assert isinstance(attention, GQAConfig)
+    if attention.rope.scaling == "ntk_alpha":
+        config["rope_scaling"] = {"type": "dynamic", "alpha": attention.rope.factor, "factor": 1.0}
+    config |= {"num_experts": model.router.num_experts, "moe_topk": model.router.top_k}
+    if model.experts.d_expert != model.mlp.d_ff:
+        config["moe_intermediate_size"] = model.experts.d_expert
+
+
+FAMILY = Family(
+    name="hunyuan_v1_moe",
+    model_types=("hunyuan_v1_moe",),
+    architecture="HunYuanMoEV1ForCausalLM",
+    template=ModelConfig(attention=GQAConfig(qk_norm_after_rope=True)),
+    fields=(
+        *DECODER,
+        *GQA,
+        Field("intermediate_size", "mlp.d_ff"),
+        Field("num_shared_expert", "shared.num_shared_experts", 1),
+    ),
+    fixed={
+        "hidden_act": ("silu",),
+        "use_qk_norm": (True,),
+        "use_cla": (False,),
+        "use_mixed_mlp_moe": (True,),
+    },
+    harmless=frozenset({
+        "eod_token_id", "org_vocab_size", "capacity_factor", "moe_drop_tokens", "mlp_bias", "norm_type",
+        "moe_random_routing_dropped_token", "moe_layer_num_skipped", "num_media_embeds",
+    }),
+    read=_read,
+    write=_write,
+    weights=WeightMap(
+        top=TOP,
+        layer=(
+            *NORMS,
+            *projections("qkvo"),
+            Rule("self_attn.query_layernorm.weight", "attention.q_norm.weight"),
+            Rule("self_attn.key_layernorm.weight", "attention.k_norm.weight"),
+            Rule("mlp.gate.wg.weight", "mlp.router.weight"),
+            experts("mlp.experts"),
+            *gated("mlp.shared_mlp", "mlp.shared"),
+        ),
+    ),
+    presets={
+        "hunyuan-a13b": dict(
+            head_dim=128, hidden_size=4096, intermediate_size=3072, max_position_embeddings=32_768,
+            moe_topk=8, num_attention_heads=32, num_experts=64, num_hidden_layers=32, num_key_value_heads=8,
+            rms_norm_eps=1e-5, rope_theta=10_000.0, tie_word_embeddings=True, vocab_size=128_167,
+            rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0),
+        ),
+    },
+)  # fmt: skip

@@ -1,0 +1,244 @@
+"""Pieces of config.json that many families share: plain fields, rotary positions, layer lists."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moeworks.config.codec import to_dict
+from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig
+from moeworks.config.model import ModelConfig
+from moeworks.config.rope import RopeConfig
+from moeworks.errors import ConfigError, check, nearest
+from moeworks.families.base import Field, Json, take
+
+DECODER = (
+    Field("vocab_size", "vocab_size"),
+    Field("hidden_size", "d_model"),
+    Field("num_hidden_layers", "num_layers"),
+    Field("max_position_embeddings", "max_seq_len"),
+    Field("rms_norm_eps", "norm_eps", 1e-6),
+    Field("tie_word_embeddings", "tie_embeddings", False),
+)
+GQA = (Field("num_attention_heads", "attention.num_heads"),)
+GROUPED_ROUTER = (
+    Field("n_routed_experts", "router.num_experts"),
+    Field("num_experts_per_tok", "router.top_k"),
+    Field("n_group", "router.num_groups", 1),
+    Field("topk_group", "router.top_k_groups", 1),
+    Field("norm_topk_prob", "router.renormalize", True),
+    Field("routed_scaling_factor", "router.routing_scale", 1.0),
+    Field("moe_intermediate_size", "experts.d_expert"),
+    Field("intermediate_size", "mlp.d_ff"),
+    Field("n_shared_experts", "shared.num_shared_experts", 0),
+    Field("first_k_dense_replace", "pattern.first_dense", 0),
+)
+"""The router, experts and pattern of DeepSeek-V3 and those that follow it."""
+MLA = (
+    Field("num_attention_heads", "attention.num_heads"),
+    Field("q_lora_rank", "attention.q_lora_rank", None),
+    Field("kv_lora_rank", "attention.kv_lora_rank"),
+    Field("qk_nope_head_dim", "attention.nope_head_dim"),
+    Field("qk_rope_head_dim", "attention.rope_head_dim"),
+    Field("v_head_dim", "attention.v_head_dim"),
+    Field("attention_bias", "attention.bias", False),
+)
+
+
+def read_gqa(config: Json, draft: Json, *, theta: float = 10_000.0, partial: float = 1.0) -> None:
+    """Key/value heads, the width of a head and the rotation; `theta` and `partial` where none are given."""
+    attention = draft["attention"]
+    attention["num_kv_heads"] = take(config, "num_key_value_heads", attention["num_heads"])
+    attention["head_dim"] = take(config, "head_dim", None)
+    read_rope(config, attention, _head_dim(draft), theta=theta, partial=partial)
+
+
+def read_biased_gqa(config: Json, draft: Json) -> None:
+    """The same, and biases on all four projections or on none."""
+    read_gqa(config, draft)
+    attention = draft["attention"]
+    attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
+
+
+def write_biased_gqa(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_biased_gqa."""
+    write_gqa(model, config)
+    config["attention_bias"] = gqa(model).qkv_bias
+
+
+def write_gqa(model: ModelConfig, config: Json, mixer: GQAConfig | None = None) -> None:
+    """The reverse of read_gqa, for `mixer` or the model's `attention`."""
+    mixer = mixer or gqa(model)
+    config["num_key_value_heads"] = mixer.num_kv_heads
+    if mixer.head_dim is not None:
+        config["head_dim"] = mixer.head_dim
+    write_rope(mixer.rope_theta, mixer.rope, config, model.gqa_head_dim(mixer))
+
+
+def gqa(model: ModelConfig, mixer: MixerConfig | None = None) -> GQAConfig:
+    """`mixer`, or the model's `attention`, which must be grouped-query attention."""
+    mixer = mixer or model.attention
+    if not isinstance(mixer, GQAConfig):
+        raise ConfigError(f"model.attention.kind = {mixer.kind!r}: this family has 'gqa'")
+    return mixer
+
+
+def mla(model: ModelConfig) -> MLAConfig:
+    """The model's `attention`, which must be latent attention."""
+    mixer = model.attention
+    if not isinstance(mixer, MLAConfig):
+        raise ConfigError(f"model.attention.kind = {mixer.kind!r}: this family has 'mla'")
+    return mixer
+
+
+# Rotary positions, in the spelling before transformers 5 (rope_theta, rope_scaling) and the one since then
+# (rope_parameters). Written in the older one, which every reader knows.
+
+_SCALING_NAMES = {
+    "default": "none", "linear": "linear", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
+    "su": "longrope", "dynamic": "ntk_alpha",
+}  # fmt: skip
+_SCALING_FIELDS = {
+    "linear": ("factor",),
+    "yarn": (
+        "factor", "original_max_seq_len", "attention_factor", "beta_fast", "beta_slow", "truncate", "mscale",
+        "mscale_all_dim",
+    ),
+    "llama3": ("factor", "original_max_seq_len", "low_freq_factor", "high_freq_factor"),
+    "longrope": (
+        "factor", "original_max_seq_len", "attention_factor", "short_factors", "long_factors", "short_mscale",
+        "long_mscale",
+    ),
+    "none": (),
+    "ntk_alpha": ("factor",),
+}  # fmt: skip
+_RENAMED = {
+    "original_max_seq_len": "original_max_position_embeddings",
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
+}
+
+
+def read_rope(
+    config: Json, mixer: Json, head_dim: int, *, theta: float = 10_000.0, partial: float = 1.0
+) -> None:
+    """The rotation of one mixer of the draft from either spelling."""
+    old = take(config, "rope_scaling", {})
+    given: Json = dict(old) or dict(take(config, "rope_parameters", {}))
+    config.pop("rope_parameters", None)
+    mixer["rope_theta"] = float(given.pop("rope_theta", None) or take(config, "rope_theta", theta))
+    config.pop("rope_theta", None)
+    share = given.pop("partial_rotary_factor", None)
+    share = take(config, "partial_rotary_factor", partial) if share is None else share
+    config.pop("partial_rotary_factor", None)
+    rope: Json = mixer["rope"]
+    if (turned := int(head_dim * share)) != head_dim:
+        rope["dim"] = turned
+    name = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    given.pop("type", None)
+    if name not in _SCALING_NAMES or name == "dynamic":
+        raise ConfigError(f"rope_scaling.rope_type = {name!r}: unknown; {nearest(name, _SCALING_NAMES)}")
+    rope["scaling"] = scaling = _SCALING_NAMES[name]
+    for entry in _SCALING_FIELDS[scaling]:
+        value = given.pop(_RENAMED.get(entry, entry), None)
+        if value is not None:
+            rope[entry] = value
+    if scaling in ("yarn", "llama3", "longrope"):
+        outside = config.pop("original_max_position_embeddings", None)
+        if outside is not None:
+            rope["original_max_seq_len"] = outside
+    rest = {key: value for key, value in given.items() if value is not None and not _is_unused(key, scaling)}
+    check(not rest, "rope_scaling", rest, f"not parameters of rope_type = {name!r}")
+
+
+def _is_unused(key: str, scaling: str) -> bool:
+    """Parameters that stand in published configs without an effect."""
+    return key in ("finetuned", "original_max_position_embeddings") and scaling in ("none", "linear")
+
+
+def write_rope(theta: float, rope: RopeConfig, config: Json, head_dim: int) -> None:
+    """The rotation in the spelling that every reader knows."""
+    config["rope_theta"] = theta
+    config["rope_scaling"] = None
+    if rope.dim is not None:
+        config["partial_rotary_factor"] = rope.dim / head_dim
+    if rope.scaling == "none":
+        return
+    name = next(name for name, scaling in _SCALING_NAMES.items() if scaling == rope.scaling)
+    written: Json = {"rope_type": name}
+    for entry in _SCALING_FIELDS[rope.scaling]:
+        value = getattr(rope, entry)
+        if value is not None:
+            written[_RENAMED.get(entry, entry)] = list(value) if isinstance(value, tuple) else value
+    config["rope_scaling"] = written
+
+
+# Layers that differ.
+
+
+def read_windows(
+    config: Json,
+    draft: Json,
+    *,
+    default: Sequence[bool],
+    window: int | None,
+    turn_full: bool = True,
+) -> None:
+    """Sliding windows in some layers: those that `layer_types` names, or else those of `default`.
+
+    Layers without a window have no rotary positions unless `turn_full`.
+    """
+    names = config.pop("layer_types", None)
+    known = ("sliding_attention", "full_attention")
+    for name in names or ():
+        check(name in known, "layer_types", name, f"must be {' or '.join(known)}")
+    flags = [name == known[0] for name in names] if names is not None else list(default)
+    layers = draft["num_layers"]
+    check(len(flags) == layers, "layer_types", names, f"must name each of the {layers} layers")
+    attention, rope = draft["attention"], draft["attention"]["rope"]
+    if not turn_full and not all(flags):
+        attention["rope"] = {**rope, "enabled": False}
+    if not any(flags):
+        return
+    check(window is not None, "sliding_window", window, "is needed by the layers that have one")
+    if all(flags):
+        draft["attention"]["window"] = window
+        return
+    draft["mixers"] = [{**attention, "window": window, "rope": rope}]
+    draft["layer_mixers"] = [int(flag) for flag in flags]
+
+
+def write_windows(model: ModelConfig, config: Json) -> int | None:
+    """`layer_types` of a model whose layers differ in their windows; returns the window."""
+    windows = [gqa(model, mixer).window for mixer in model.mixer_of_layers]
+    config["layer_types"] = [
+        "full_attention" if window is None else "sliding_attention" for window in windows
+    ]
+    return next((window for window in windows if window is not None), None)
+
+
+def read_moe_layers(config: Json, draft: Json) -> None:
+    """Qwen's pattern: every decoder_sparse_step-th layer is a MoE, but those in mlp_only_layers."""
+    step, dense = take(config, "decoder_sparse_step", 1), set(take(config, "mlp_only_layers", []))
+    layers = range(draft["num_layers"])
+    if dense:
+        draft["pattern"]["explicit"] = [i for i in layers if i not in dense and (i + 1) % step == 0]
+    else:
+        draft["pattern"]["every"] = step
+
+
+def write_moe_layers(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_moe_layers."""
+    if model.pattern.explicit is None:
+        config |= {"decoder_sparse_step": model.pattern.every, "mlp_only_layers": []}
+    else:
+        layers = set(range(model.num_layers)) - set(model.moe_layers)
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": sorted(layers)}
+
+
+def mixer_draft(mixer: MixerConfig) -> Json:
+    """`mixer` as it stands in a draft."""
+    return to_dict(mixer)
+
+
+def _head_dim(draft: Json) -> int:
+    attention: dict[str, Any] = draft["attention"]
+    return attention["head_dim"] or draft["d_model"] // attention["num_heads"]

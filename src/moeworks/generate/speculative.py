@@ -1,0 +1,100 @@
+"""Greedy decoding that drafts with a model's own MTP layer and checks the draft with the model.
+
+Each step feeds the last token and a draft of the next one. The model's own choice after the last token
+decides: if it is the draft, the step yields two tokens; if not, one, and the draft is forgotten. The output
+is that of plain greedy decoding (DeepSeek-V3, section 5.4.3, reports 85 to 90 % accepted drafts).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moeworks.errors import check
+from moeworks.layers.inputs import Slots, mixer_inputs
+from moeworks.models.block import BlockContext
+from moeworks.models.cache import KVCache
+from moeworks.models.decoder import Decoder
+
+
+@dataclass
+class Acceptance:
+    """How many drafts came true."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of the drafts that the model chose too; 0 before the first."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+
+class _Drafter:
+    """The first MTP layer of a model, with a cache of its own."""
+
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+        self._mixer = model.config.mixer(model.config.num_layers - 1)
+
+    def draft(self, hidden_BLD: Tensor, next_BL: Tensor) -> int:
+        """The token after the last of `next`, which follow the positions of `hidden`."""
+        layer, held = self._model.mtp[0], self._cache.layers[-1]
+        slots = Slots(next_BL.shape[1], held.length, device=next_BL.device)
+        inputs = mixer_inputs(self._mixer, self._model.config, slots, held.first_key)
+        embedded = self._model.embed_tokens(next_BL)
+        stream, _ = layer(hidden_BLD, embedded, inputs, BlockContext(None, None), held)
+        return int(self._model.logits(stream[:, -1]).argmax())
+
+
+@torch.no_grad()
+def generate_ahead(
+    model: Decoder,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    stop_id: int | None = None,
+    acceptance: Acceptance | None = None,
+) -> Iterator[int]:
+    """Yield the tokens that greedy decoding yields, up to `max_new_tokens` or until `stop_id`.
+
+    `acceptance`, if given, counts the drafts. Raises ConfigError for a model without MTP layers, one whose
+    caches cannot forget a position (windows, recurrences), and a text longer than max_seq_len.
+    """
+    acceptance = acceptance if acceptance is not None else Acceptance()
+    config, place = model.config, next(model.parameters())
+    check(config.num_mtp_layers > 0, "model.num_mtp_layers", 0, "there is no layer to draft with")
+    longest = len(prompt_ids) + max_new_tokens + 1
+    check(longest <= config.max_seq_len, "positions", longest, f"exceed max_seq_len = {config.max_seq_len}")
+    cache, own = (KVCache(config, 1, longest, dtype=place.dtype, device=place.device) for _ in range(2))
+    check(cache.forgets, "model.attention", config.attention, "its cache cannot forget a draft")
+    drafter = _Drafter(model, own)
+
+    def row(*ids: int) -> Tensor:
+        return torch.tensor([ids], device=place.device)
+
+    output = model(row(*prompt_ids), cache=cache)
+    hidden, chosen = output.hidden_BLD, [int(output.logits_BLV[0, -1].argmax())]
+    follow = row(*prompt_ids[1:], *chosen)
+    left = max_new_tokens
+    while left:
+        for token in chosen[:left]:
+            if token == stop_id:
+                return
+            left -= 1
+            yield token
+        if not left:
+            return
+        assert hidden is not None
+        draft = drafter.draft(hidden, follow)
+        output = model(row(chosen[-1], draft), cache=cache)
+        first, second = output.logits_BLV[0].argmax(dim=-1).tolist()
+        acceptance.drafted += 1
+        if first == draft:
+            acceptance.accepted += 1
+            chosen, hidden = [first, second], output.hidden_BLD
+        else:
+            cache.forget(1)
+            chosen, hidden = [first], None if output.hidden_BLD is None else output.hidden_BLD[:, :1]
+        follow = row(*chosen)

@@ -1,0 +1,180 @@
+"""The way from config.json to ModelConfig and back, for every preset and for the mistakes of files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from moeworks.config import GQAConfig, MLAConfig
+from moeworks.config.codec import from_dict, to_dict
+from moeworks.config.model import ModelConfig
+from moeworks.errors import ConfigError
+from moeworks.families import BY_MODEL_TYPE, BY_PRESET, FAMILIES, family_named, family_of, from_hf, published
+from moeworks.families.base import HARMLESS
+
+
+def config_of(name: str) -> dict:
+    """A preset's config.json."""
+    return {
+        "model_type": BY_PRESET[name].model_types[0],
+        **json.loads(json.dumps(BY_PRESET[name].presets[name])),
+    }
+
+
+@pytest.mark.parametrize("name", BY_PRESET)
+def test_there_and_back(name):
+    family, model = BY_PRESET[name], published(name)
+    written = json.loads(json.dumps(family.to_hf(model)))
+    assert family_of(written) is family
+    assert from_hf(written) == model
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(model)))) == model
+
+
+def in_the_new_spelling(config: dict) -> dict:
+    """As transformers 5 writes it: rope_parameters and dtype."""
+    new = dict(config)
+    rope = dict(new.pop("rope_scaling", None) or {"rope_type": "default"})
+    rope["rope_type"] = rope.pop("type", None) or rope["rope_type"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in new:
+            rope[key] = new.pop(key)
+    return {**new, "rope_parameters": rope, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in ("dbrx", "minimax-m2")])
+def test_both_spellings_are_one_model(name):
+    old = {**BY_PRESET[name].to_hf(published(name)), "torch_dtype": "bfloat16"}
+    new = in_the_new_spelling(old)
+    assert new != old
+    assert from_hf(new) == from_hf(old) == published(name)
+
+
+def test_what_was_read_is_written_back_as_it_was():
+    family = family_named("mixtral")
+    origin = in_the_new_spelling(config_of("mixtral-8x7b")) | {"bos_token_id": 1, "use_cache": True}
+    assert family.to_hf(family.from_hf(origin), origin) == origin
+
+
+def test_harmless_fields_survive_a_change_of_the_model():
+    family = family_named("mixtral")
+    origin = config_of("mixtral-8x7b") | {"bos_token_id": 7, "torch_dtype": "float16"}
+    model = from_dict(ModelConfig, to_dict(family.from_hf(origin)) | {"num_layers": 3})
+    written = family.to_hf(model, origin)
+    assert (written["bos_token_id"], written["torch_dtype"], written["num_hidden_layers"]) == (
+        7,
+        "float16",
+        3,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_an_unknown_field_is_an_error_that_names_it(family):
+    name = next(iter(family.presets))
+    with pytest.raises(ConfigError, match=r"attention_sparsity = 0.5: not a field of the family"):
+        from_hf(config_of(name) | {"attention_sparsity": 0.5})
+    assert from_hf(config_of(name) | {"attention_sparsity": None}) == published(name)
+    assert from_hf(config_of(name) | dict.fromkeys(HARMLESS - {"model_type"})) == published(name)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_missing_field_is_an_error_that_names_it(family):
+    name = next(iter(family.presets))
+    config = config_of(name)
+    del config["vocab_size"]
+    with pytest.raises(ConfigError, match="vocab_size: missing"):
+        from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mixtral-8x7b", {"hidden_act": "gelu"}, "hidden_act = 'gelu': the family mixtral has only 'silu'"),
+        ("mixtral-8x7b", {"hidden_size": -1}, "d_model"),
+        ("mixtral-8x7b", {"hidden_size": 10**30}, "hidden_size = .*: exceeds"),
+        ("gpt-oss-20b", {"num_hidden_layers": 10**9}, "num_layers = 1000000000: exceeds"),
+        ("ernie-4.5-21b-a3b", {"moe_layer_interval": 0}, "cannot read"),
+        ("mixtral-8x7b", {"num_attention_heads": 0}, "cannot read"),
+        ("mixtral-8x7b", {"rope_theta": "big"}, "cannot read"),
+        ("mixtral-8x7b", {"rope_scaling": [1]}, "cannot read"),
+        ("mixtral-8x7b", {"hidden_size": "4096"}, "hidden_size = '4096': must be int"),
+        ("mixtral-8x7b", {"num_key_value_heads": 5}, "num_kv_heads = 5: must divide"),
+        ("mixtral-8x7b", {"num_experts_per_tok": 9}, "top_k = 9: must lie between"),
+        ("mixtral-8x7b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type = 'dynamic'"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "original_max_seq_len"),
+        ("llama-3-8b", {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 3}}, "not parameters"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True"),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
+        ("deepseek-v3", {"n_group": 7}, "num_groups = 7: must divide"),
+        ("gpt-oss-20b", {"swiglu_limit": 5.0}, "swiglu_limit = 5.0"),
+        ("gpt-oss-20b", {"layer_types": ["full_attention"] * 3}, "must name each of the 24 layers"),
+        ("gpt-oss-20b", {"layer_types": ["linear"] * 24}, "layer_types = 'linear'"),
+        ("llama-4-scout", {"layer_types": ["full_attention"] * 48}, "must be chunked"),
+        ("dbrx", {"ffn_config": {"ffn_hidden_size": 8, "moe_num_experts": 4, "moe_top_k": 2, "x": 1}}, "x"),
+        ("ernie-4.5-21b-a3b", {"use_bias": True}, "use_bias = True"),
+        ("minimax-m2", {"attn_type_list": [0, 1]}, "attn_type_list"),
+        ("phi-3.5-moe", {"num_experts_per_tok": 4}, "sparsemixer"),
+    ],
+)  # fmt: skip
+def test_what_the_family_does_not_have_is_refused(name, change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_hf(config_of(name) | change)
+
+
+def test_an_unknown_family_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="did you mean 'mixtral'"):
+        from_hf({"model_type": "mixtrall"})
+    with pytest.raises(ConfigError, match="unknown"):
+        from_hf({})
+
+
+def test_a_family_refuses_a_model_that_its_config_cannot_say():
+    model = published("mixtral-8x7b")
+    odd = from_dict(ModelConfig, {**to_dict(model), "residual_scale": 0.5})
+    with pytest.raises(ConfigError, match=r"residual_scale = 0.5: the family mixtral cannot express it"):
+        family_named("mixtral").to_hf(odd)
+
+
+def test_the_text_part_of_a_multimodal_config_is_read():
+    config = {
+        "model_type": "llama4",
+        "text_config": config_of("llama-4-scout"),
+        "vision_config": {"depth": 3},
+    }
+    assert from_hf(config) == published("llama-4-scout")
+
+
+def test_layers_differ_where_the_families_do():
+    oss = published("gpt-oss-20b")
+    assert [mixer.window for mixer in oss.mixer_of_layers[:4]] == [128, None, 128, None]
+    scout = published("llama-4-scout").mixer_of_layers
+    assert [m.rope.enabled for m in scout[:4]] == [True, True, True, False]
+    assert [m.chunk for m in scout[:4]] == [8192, 8192, 8192, None]
+    assert scout[3].temperature_floor == 8192
+    assert [m.kind for m in published("qwen3-next-80b-a3b").mixer_of_layers[:4]] == ["gated_delta"] * 3 + [
+        "gqa"
+    ]
+    assert isinstance(published("kimi-k2").attention, MLAConfig)
+    assert published("glm-4.5").attention.rope.dim == 64
+    assert published("minimax-m2").attention.rope.dim == 64
+
+
+def test_every_model_type_and_preset_has_one_home():
+    assert len(BY_MODEL_TYPE) == sum(len(family.model_types) for family in FAMILIES)
+    assert len(BY_PRESET) == sum(len(family.presets) for family in FAMILIES)
+
+
+def test_families_need_no_torch():
+    code = "import sys; from moeworks.families import *; published('grok-1'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_mixer_of_an_unknown_kind_is_an_error():
+    assert from_dict(ModelConfig, {"attention": {"num_heads": 2, "num_kv_heads": 1}}).attention == GQAConfig(
+        num_heads=2, num_kv_heads=1
+    )
+    with pytest.raises(ConfigError, match="kind = 'mlaa': unknown; did you mean 'mla'"):
+        from_dict(ModelConfig, {"attention": {"kind": "mlaa"}})
+    with pytest.raises(ConfigError, match=r"model.attention.q_rank: unknown field"):
+        from_dict(ModelConfig, {"attention": {"kind": "mla", "q_rank": 3}}, "model")
