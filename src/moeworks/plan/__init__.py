@@ -1,6 +1,7 @@
 """Hardware arithmetic on counts: what a model's config says about memory, devices, speed, time and money.
 
     formats.py   how weights are stored, with the scales of blocks
+    layers.py    the mixers of a model
     weights.py   every matrix with its shape, and the bytes of all weights
     cache.py     key/value caches
     compute.py   FLOPs of causal prompts

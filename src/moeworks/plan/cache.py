@@ -3,7 +3,6 @@
 import math
 from functools import reduce
 
-from moeworks.config.count_mixers import MixerCount, count_mixer
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -12,6 +11,7 @@ from moeworks.config.mixers import (
     MLAConfig,
 )
 from moeworks.config.model import ModelConfig
+from moeworks.plan.layers import mixer_counts, mixers_of
 
 
 def cache_bytes(model: ModelConfig, context: int, bytes_per_value: float, ranks: int = 1) -> int:
@@ -44,7 +44,7 @@ def cache_heads(mixer: MixerConfig) -> int:
 
 def divisible_heads(model: ModelConfig) -> int:
     """The number that a count of tensor-parallel devices must divide: query heads, common to all layers."""
-    return reduce(math.gcd, (_query_heads(mixer) for mixer in model.mixer_of_layers))
+    return reduce(math.gcd, (_query_heads(mixer) for mixer, _ in mixers_of(model)))
 
 
 def visible_keys(length: int, window: int | None = None, chunk: int | None = None) -> int:
@@ -67,21 +67,16 @@ def bounded(length: int, limit: int | None) -> int:
     return length if limit is None else min(length, limit)
 
 
-def mixer_counts(model: ModelConfig) -> list[tuple[MixerConfig, MixerCount]]:
-    """Each layer's mixer with its counts."""
-    return [(mixer, count_mixer(mixer, model.d_model)) for mixer in model.mixer_of_layers]
-
-
 def _values(model: ModelConfig, context: int, ranks: int, *, read: bool) -> float:
     values = 0.0
-    for mixer, count in mixer_counts(model):
+    for mixer, count, layers in mixer_counts(model):
         heads, kept = cache_heads(mixer), bounded(context, count.cache_reach)
         if read:
             scorer = _scorer_values(mixer)
             held = (count.cached - scorer) * bounded(kept, count.reach) + scorer * kept
         else:
             held = count.cached * kept
-        values += (held + count.state) * math.ceil(heads / ranks) / heads
+        values += layers * (held + count.state) * math.ceil(heads / ranks) / heads
     return values
 
 

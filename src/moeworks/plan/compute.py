@@ -3,7 +3,8 @@
 from moeworks.config.count import count_flops
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import GATED, ModelConfig
-from moeworks.plan.cache import mixer_counts, visible_keys
+from moeworks.plan.cache import visible_keys
+from moeworks.plan.layers import mixer_counts
 
 
 def prefill_flops(model: ModelConfig, length: int) -> int:
@@ -36,9 +37,9 @@ def expert_flops(model: ModelConfig) -> int:
 def _pairs(model: ModelConfig, length: int) -> int:
     """Multiply-adds of scores and values over a causal prompt, those of a sparse attention's scorer too."""
     products = 0
-    for mixer, count in mixer_counts(model):
+    for mixer, count, layers in mixer_counts(model):
         chunk = mixer.chunk if isinstance(mixer, GQAConfig) else None
         window = None if chunk is not None else count.reach
-        products += count.per_key * visible_keys(length, window, chunk)
-        products += count.scorer_per_key * visible_keys(length)
+        products += layers * count.per_key * visible_keys(length, window, chunk)
+        products += layers * count.scorer_per_key * visible_keys(length)
     return products

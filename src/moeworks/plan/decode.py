@@ -8,6 +8,7 @@ from moeworks.config.mixers import MixtureOfAttentionConfig
 from moeworks.plan.cache import cache_read_bytes
 from moeworks.plan.compute import expert_flops
 from moeworks.plan.devices import Device
+from moeworks.plan.layers import mixers_of
 from moeworks.plan.memory import Split, Workload
 from moeworks.plan.routing import expected_experts_touched
 
@@ -130,7 +131,7 @@ def _step_flops(work: Workload, split: Split, devices: int) -> float:
 
 def _mixed_fraction(work: Workload) -> float:
     """As touched_fraction, for the experts of a mixture of attention."""
-    for mixer in work.model.mixer_of_layers:
+    for mixer, _ in mixers_of(work.model):
         if isinstance(mixer, MixtureOfAttentionConfig):
             return expected_experts_touched(mixer.num_experts, mixer.top_k, work.batch) / mixer.num_experts
     return 0.0

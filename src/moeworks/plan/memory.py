@@ -15,6 +15,7 @@ from moeworks.config.mixers import (
 from moeworks.config.model import GATED, ModelConfig
 from moeworks.plan.cache import cache_bytes, divisible_heads
 from moeworks.plan.formats import WeightFormat
+from moeworks.plan.layers import mixers_of
 from moeworks.plan.weights import WeightBytes, weight_bytes
 
 Split = Literal["even", "tensor", "expert"]
@@ -54,8 +55,8 @@ class Workload:
         """Bytes of the routed experts of the MoE layers; a mixture of attention's are not spread."""
         counts = count_parameters(self.model)
         mixed = sum(
-            mixer.num_experts * 2 * mixer.num_kv_heads * mixer.head_dim * self.model.d_model
-            for mixer in self.model.mixer_of_layers
+            layers * mixer.num_experts * 2 * mixer.num_kv_heads * mixer.head_dim * self.model.d_model
+            for mixer, layers in mixers_of(self.model)
             if isinstance(mixer, MixtureOfAttentionConfig)
         )
         return self.weights.experts * (1 - mixed / counts.experts) if counts.experts else 0.0
@@ -106,7 +107,7 @@ def activation_bytes(work: Workload) -> int:
     """
     model, moe = work.model, work.model.moe
     tokens = min(work.prefill_tokens, work.batch * work.context)
-    inner = max(_inner_width(mixer, model.d_model) for mixer in model.mixer_of_layers)
+    inner = max(_inner_width(mixer, model.d_model) for mixer, _ in mixers_of(model))
     if len(model.moe_layers) < model.num_layers:
         inner = max(inner, _branches(model.mlp.mlp_activation) * model.mlp.d_ff)
     if model.moe_layers:

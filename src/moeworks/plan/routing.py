@@ -47,8 +47,8 @@ def expected_devices(router: RouterConfig, devices: int, *, limited: bool = True
     and then its experts inside them (DeepSeek-V2, section 2.1.3; V3, section 2.1.2): devices need not be
     the groups. Zero-computation experts lie on no device.
 
-    >>> round(expected_devices(RouterConfig(num_experts=256, top_k=8), 8), 2)
-    5.3
+    >>> round(expected_devices(RouterConfig(num_experts=256, top_k=8), 8), 3)
+    5.295
     """
     groups, keep = (router.num_groups, router.top_k_groups) if limited else (1, 1)
     size = router.num_routes // groups

@@ -1,7 +1,8 @@
 """Bytes of a model's weights: every matrix with its shape, since scales of blocks depend on shapes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 from moeworks.config.count import count_parameters
 from moeworks.config.mixers import (
@@ -13,6 +14,7 @@ from moeworks.config.mixers import (
 )
 from moeworks.config.model import GATED, ModelConfig
 from moeworks.plan.formats import WeightFormat
+from moeworks.plan.layers import mixers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class WeightBytes:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
+@lru_cache(maxsize=64)
 def weight_bytes(model: ModelConfig, form: WeightFormat) -> WeightBytes:
     """Bytes that the weights of `model` take in `form`, scales included, exactly."""
     counts = count_parameters(model)
@@ -67,7 +70,11 @@ def weight_bytes(model: ModelConfig, form: WeightFormat) -> WeightBytes:
 def matrices(model: ModelConfig) -> list[Matrix]:
     """The layers' matrices without those of routers: what number formats shrink."""
     d, moe, moe_layers = model.d_model, model.moe, len(model.moe_layers)
-    found = [matrix for mixer in model.mixer_of_layers for matrix in _mixer(mixer, d)]
+    found = [
+        replace(matrix, count=layers * matrix.count)
+        for mixer, layers in mixers_of(model)
+        for matrix in _mixer(mixer, d)
+    ]
     found += _mlp("dense_mlp", d, model.mlp.d_ff, model.mlp.mlp_activation, model.num_layers - moe_layers)
     found += _mlp("experts", d, moe.d_expert, moe.activation, moe_layers * moe.num_experts)
     if moe.num_shared_experts:
