@@ -15,9 +15,8 @@ def make_config(**options) -> MoEConfig:
 @torch.no_grad()
 def randomise_(module: nn.Module, std: float = 0.5) -> nn.Module:
     """Every parameter and every expert_bias random, also those that start at 0 or 1."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if not name.endswith("rope"):
-            tensor.copy_(torch.randn_like(tensor) * std)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.copy_(torch.randn_like(tensor) * std)
     return module
 
 

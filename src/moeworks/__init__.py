@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from moeworks.models.decoder import Decoder
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
     from moeworks.ops.routing import Routing
+    from moeworks.pretrained import load, save
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,8 @@ __all__ = [
     "Routing",
     "RunConfig",
     "balance_losses",
+    "load",
+    "save",
     "total_balance_loss",
     "updated_expert_bias",
 ]
@@ -34,6 +37,8 @@ _HOMES = {
     "Routing": "moeworks.ops.routing",
     "RunConfig": "moeworks.config",
     "balance_losses": "moeworks.ops.losses",
+    "load": "moeworks.pretrained",
+    "save": "moeworks.pretrained",
     "total_balance_loss": "moeworks.ops.losses",
     "updated_expert_bias": "moeworks.ops.losses",
 }

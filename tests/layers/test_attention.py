@@ -6,6 +6,7 @@ from random_layers import randomise_
 from moeworks import ModelConfig
 from moeworks.config.model import GQAConfig
 from moeworks.layers.attention import GQAttention
+from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.rope import rope_table
 from moeworks.ops.attention import document_mask
 
@@ -16,8 +17,8 @@ def make_attention(**options) -> tuple[GQAttention, ModelConfig]:
     return randomise_(GQAttention(config).double()), config
 
 
-def table(length: int, config: ModelConfig) -> torch.Tensor:
-    return rope_table(length, config.head_dim, config.attention.rope_theta)
+def table(length: int, config: ModelConfig, mask=None) -> MixerInputs:
+    return MixerInputs(rope=rope_table(length, config.head_dim, config.attention.rope_theta), mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_equals_a_hand_written_softmax(options):
     attention, config = make_attention(**options)
     x = torch.randn(2, 6, 8, dtype=torch.float64)
     documents = torch.tensor([[0, 0, 1, 1, 1, 2], [4, 4, 4, 4, 4, 4]])
-    y = attention(x, table(6, config), document_mask(documents))
+    y = attention(x, table(6, config, document_mask(documents)))
     for row, ids, got in zip(x, documents.tolist(), y, strict=True):
         weights = straight_loop.named_weights(attention)
         want = straight_loop.attention(list(row), ids, weights, config)

@@ -4,6 +4,7 @@ Every mixer is a frozen dataclass whose field `kind` tells it apart in JSON. A m
 layers (ModelConfig.attention), or several and a list of which layer has which.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,7 +67,7 @@ class GQAConfig:
             f"must divide num_heads = {self.num_heads}",
         )
         _check_head_dim(self.head_dim)
-        check(self.rope_theta > 0, "attention.rope_theta", self.rope_theta, "must be positive")
+        _check_theta(self.rope_theta)
         for name in ("qkv_clip", "softmax_scale", "score_softcap"):
             value = getattr(self, name)
             check(value is None or value > 0, f"attention.{name}", value, "must be positive, or None")
@@ -154,7 +155,7 @@ class MLAConfig:
             self.indexer,
             f"needs q_lora_rank, and heads at least as wide as rope_head_dim = {width}",
         )
-        check(self.rope_theta > 0, "attention.rope_theta", self.rope_theta, "must be positive")
+        _check_theta(self.rope_theta)
         check(self.latent_eps > 0, "attention.latent_eps", self.latent_eps, "must be positive")
 
     @property
@@ -238,11 +239,15 @@ class MixtureOfAttentionConfig:
             self.top_k,
             f"must lie between 2 and num_experts = {self.num_experts}",
         )
-        check(self.rope_theta > 0, "attention.rope_theta", self.rope_theta, "must be positive")
+        _check_theta(self.rope_theta)
 
 
 MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
 """Any of them."""
+
+
+def _check_theta(theta: float) -> None:
+    check(0 < theta < math.inf, "attention.rope_theta", theta, "must be positive and finite")
 
 
 def _check_head_dim(head_dim: int | None) -> None:

@@ -1,5 +1,6 @@
 """How positions turn queries and keys."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +57,7 @@ class RopeConfig:
             self.dim,
             "must be even (rotary positions turn pairs), or None for the whole head",
         )
-        check(self.factor > 0, "rope.factor", self.factor, "must be positive")
+        check(0 < self.factor < math.inf, "rope.factor", self.factor, "must be positive and finite")
         origin = self.original_max_seq_len
         check(
             origin is not None or self.scaling in ("none", "linear", "ntk_alpha"),

@@ -55,7 +55,7 @@ BY_PRESET: Mapping[str, Family] = {name: family for family in FAMILIES for name 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json; raises ConfigError when its model_type is unknown."""
     kind = config.get("model_type")
-    if kind not in BY_MODEL_TYPE:
+    if not isinstance(kind, str) or kind not in BY_MODEL_TYPE:
         raise ConfigError(f"model_type = {kind!r}: unknown family; {nearest(str(kind), BY_MODEL_TYPE)}")
     return BY_MODEL_TYPE[kind]
 

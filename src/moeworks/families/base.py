@@ -12,6 +12,7 @@ from typing import Any
 
 from moeworks.config.codec import from_dict, to_dict
 from moeworks.config.model import ModelConfig
+from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import ConfigError, check, nearest
 
 Json = dict[str, Any]
@@ -45,6 +46,8 @@ class Field:
     """The dotted path in ModelConfig."""
     default: Any = REQUIRED
     """Taken when the key is absent or null."""
+    also: tuple[str, ...] = ()
+    """Other names that some writers give the key."""
 
 
 Read = Callable[[Json, Json], None]
@@ -71,6 +74,8 @@ class Family:
     """Accepted values of keys that do not vary; an absent key means the first, which is written."""
     harmless: frozenset[str] = frozenset()
     """Further keys that change nothing in this family."""
+    weights: WeightMap
+    """The tensors of its checkpoints."""
     read: Read = lambda config, draft: None
     """Reads what is not one to one."""
     write: Write = lambda model, config: None
@@ -89,6 +94,9 @@ class Family:
         rest = self.unwrap(deepcopy(dict(config)))
         draft = to_dict(self.template)
         for entry in self.fields:
+            for other in entry.also:
+                value = rest.pop(other, None)
+                rest.setdefault(entry.key, value)
             value = take(rest, entry.key, entry.default)
             _check_number(entry.key, value, get(draft, entry.path))
             put(draft, entry.path, value)

@@ -2,9 +2,11 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, NormConfig
+from moeworks.config.weight_rules import Rule, View, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import HARMLESS, Family, Field, Json, take
 from moeworks.families.parts import gqa, read_rope, write_rope
+from moeworks.families.weights import TOP, experts_transposed
 
 _IGNORED = HARMLESS | {"attn_pdrop", "moe_loss_weight", "moe_jitter_eps", "uniform_expert_assignment"}
 
@@ -49,6 +51,34 @@ def _write(model: ModelConfig, config: Json) -> None:
     write_rope(mixer.rope_theta, mixer.rope, config, model.gqa_head_dim(mixer))
 
 
+def _rows(number: int) -> View:
+    """Gate or up of all experts, [E, F, D]."""
+    return lambda place, t: t.unflatten(1, (2, -1))[:, number]
+
+
+_WEIGHTS = WeightMap(
+    layer_prefix="transformer.blocks.{i}.",
+    top=(
+        Rule("transformer.wte.weight", "embed.weight"),
+        Rule("transformer.norm_f.weight", "final_norm.weight"),
+        TOP[2],
+    ),
+    layer=(
+        Rule("norm_attn_norm.norm_1.weight", "attention_norm.weight"),
+        Rule("norm_attn_norm.norm_2.weight", "mlp_norm.weight"),
+        Rule(
+            "norm_attn_norm.attn.Wqkv.weight",
+            tuple(f"attention.{n}_proj.weight" for n in "qkv"),
+            lambda place, *qkv: list(qkv),
+        ),
+        Rule("norm_attn_norm.attn.out_proj.weight", "attention.o_proj.weight"),
+        Rule("ffn.router.layer.weight", "mlp.router.weight"),
+        Rule("ffn.experts.mlp.w1", "mlp.experts.gate_up_proj", _rows(0), flatten=(0, 1)),
+        Rule("ffn.experts.mlp.v1", "mlp.experts.gate_up_proj", _rows(1), flatten=(0, 1)),
+        Rule("ffn.experts.mlp.w2", "mlp.experts.down_proj", experts_transposed, flatten=(0, 1)),
+    ),
+)
+
 FAMILY = Family(
     name="dbrx",
     model_types=("dbrx",),
@@ -65,6 +95,7 @@ FAMILY = Family(
         Field("tie_word_embeddings", "tie_embeddings", False),
     ),
     harmless=frozenset({"num_key_value_heads"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -7,6 +7,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import DEEPSEEK_V1
 
 FAMILY = Family(
     name="deepseek_v1",
@@ -30,6 +31,7 @@ FAMILY = Family(
         "moe_layer_freq": (1,),
         "attention_bias": (False,),
     },
+    weights=DEEPSEEK_V1,
     read=read_gqa,
     write=write_gqa,
     presets={

@@ -5,6 +5,7 @@ from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, MLA, mla, read_rope, write_rope
+from moeworks.families.weights import DEEPSEEK
 
 _METHODS = ("greedy", "group_limited_greedy")
 
@@ -69,6 +70,7 @@ FAMILY = Family(
         "mlp_bias": (False,),
     },
     harmless=frozenset({"num_key_value_heads", "head_dim", "qk_head_dim"}),
+    weights=DEEPSEEK,
     read=_read,
     write=_write,
     presets={

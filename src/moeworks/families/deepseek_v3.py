@@ -4,6 +4,7 @@ from moeworks.config.mixers import MLAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GROUPED_ROUTER, MLA, mla, read_rope, write_rope
+from moeworks.families.weights import DEEPSEEK
 
 _STYLES = {True: "interleaved", False: "half"}
 
@@ -63,6 +64,7 @@ FAMILY = Family(
     fields=FIELDS,
     fixed=FIXED,
     harmless=HARMLESS_HERE,
+    weights=DEEPSEEK,
     read=read_v3,
     write=write_v3,
     presets={

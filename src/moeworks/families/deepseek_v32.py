@@ -15,6 +15,7 @@ from moeworks.families.deepseek_v3 import (
     read_v3,
     write_v3,
 )
+from moeworks.families.weights import DEEPSEEK
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -50,6 +51,7 @@ FAMILY = Family(
     ),
     fixed=FIXED | {"mlp_bias": (False,)},
     harmless=HARMLESS_HERE,
+    weights=DEEPSEEK,
     read=_read,
     write=_write,
     presets={"deepseek-v3.2": SHAPE | dict(index_n_heads=64, index_head_dim=128, index_topk=2048)},

@@ -13,6 +13,7 @@ from moeworks.families.parts import (
     write_gqa,
     write_windows,
 )
+from moeworks.families.weights import GLM
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -39,6 +40,7 @@ FAMILY = Family(
     ),
     fields=(*DECODER, *GQA, *GROUPED_ROUTER),
     fixed={"hidden_act": ("silu",), "moe_layer_freq": (1,), "scoring_func": ("noaux_tc", "sigmoid")},
+    weights=GLM,
     read=_read,
     write=_write,
     presets={

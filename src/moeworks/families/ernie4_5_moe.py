@@ -6,8 +6,10 @@ from itertools import pairwise
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.config.rope import RopeConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, DENSE, MOE, NORMS, SHARED, TOP
 
 _TIED = replace(DECODER[-1], default=True)
 
@@ -35,6 +37,24 @@ _BOTH = dict(
     rope_theta=500_000.0, use_bias=False, vocab_size=103_424, moe_num_experts=64,
 )  # fmt: skip
 
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        *DENSE,
+        *MOE,
+        *SHARED,
+        Rule(
+            "mlp.moe_statics.e_score_correction_bias",
+            "mlp.router.expert_bias",
+            lambda place, t: t.unsqueeze(0),
+        ),
+    ),
+    # A multi-token prediction module that transformers leaves out too.
+    ignored=("model.mtp_*",),
+)
+
 FAMILY = Family(
     name="ernie4_5_moe",
     model_types=("ernie4_5_moe",),
@@ -56,6 +76,7 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",), "use_bias": (False,)},
     harmless=frozenset({"moe_capacity", "moe_use_aux_free", "num_nextn_predict_layers"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -4,6 +4,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, GROUPED_ROUTER, read_gqa, write_gqa
+from moeworks.families.weights import GLM
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -35,6 +36,7 @@ FAMILY = Family(
         Field("num_nextn_predict_layers", "num_mtp_layers", 0),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=GLM,
     read=lambda config, draft: read_gqa(config, draft, partial=0.5),
     write=_write,
     presets={

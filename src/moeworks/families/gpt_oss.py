@@ -1,9 +1,13 @@
 """gpt-oss (OpenAI 2025): windows in every other layer, attention sinks, biases, a clamped SwiGLU."""
 
+from typing import Any
+
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ExpertsConfig, ModelConfig, RouterConfig
+from moeworks.config.weight_rules import Place, Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, read_windows, write_gqa, write_windows
+from moeworks.families.weights import ATTENTION, NORMS, TOP, experts_transposed
 
 _YARN = dict(
     rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
@@ -34,6 +38,32 @@ _BOTH = dict(
     rope_scaling=_YARN, rope_theta=150_000, sliding_window=128, swiglu_limit=7.0, vocab_size=201_088,
 )  # fmt: skip
 
+
+def _interleaved(place: Place, t: Any) -> Any:
+    """[E, 2F, D] with gate rows first as [E, D, F, 2]: gate and up of each unit beside each other."""
+    return t.unflatten(1, (2, -1)).permute(0, 3, 2, 1)
+
+
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        Rule("self_attn.sinks", "attention.sinks"),
+        Rule("mlp.router.weight", "mlp.router.weight"),
+        Rule("mlp.router.bias", "mlp.router.bias"),
+        Rule("mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj", _interleaved, flatten=(2, 3)),
+        Rule(
+            "mlp.experts.gate_up_proj_bias",
+            "mlp.experts.gate_up_bias",
+            lambda place, t: t.unflatten(1, (2, -1)).transpose(1, 2),
+            flatten=(1, 2),
+        ),
+        Rule("mlp.experts.down_proj", "mlp.experts.down_proj", experts_transposed),
+        Rule("mlp.experts.down_proj_bias", "mlp.experts.down_bias"),
+    ),
+)
+
 FAMILY = Family(
     name="gpt_oss",
     model_types=("gpt_oss",),
@@ -52,6 +82,7 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)},
     harmless=frozenset({"experts_per_token", "initial_context_length"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -2,8 +2,10 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -31,6 +33,19 @@ _BOTH = dict(
     rms_norm_eps=1e-6, rope_theta=10_000.0, tie_word_embeddings=True, vocab_size=49_155,
 )  # fmt: skip
 
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        Rule("block_sparse_moe.router.layer.weight", "mlp.router.weight"),
+        Rule("block_sparse_moe.input_linear.weight", "mlp.experts.gate_up_proj"),
+        Rule("block_sparse_moe.output_linear.weight", "mlp.experts.down_proj"),
+        Rule("shared_mlp.input_linear.weight", "mlp.shared.gate_up_proj.weight"),
+        Rule("shared_mlp.output_linear.weight", "mlp.shared.down_proj.weight"),
+    ),
+)
+
 FAMILY = Family(
     name="granitemoe",
     model_types=("granitemoe", "granitemoeshared"),
@@ -47,6 +62,7 @@ FAMILY = Family(
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

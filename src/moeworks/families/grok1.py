@@ -7,10 +7,31 @@ from dataclasses import replace
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ExpertsConfig, ModelConfig, NormConfig, RouterConfig
+from moeworks.config.weight_rules import Either, Rule, WeightMap
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import TOP, experts
 
 _TIED = replace(DECODER[-1], default=True)
+
+
+def _norm(theirs: str, ours: str) -> Either:
+    """Ports call a norm's weight by one of two names."""
+    return Either(tuple((Rule(f"{theirs}.{name}", f"{ours}.weight"),) for name in ("scale", "weight")))
+
+
+_WEIGHTS = WeightMap(
+    top=(TOP[0], _norm("model.norm", "final_norm"), TOP[2]),
+    layer=(
+        _norm("pre_attn_norm", "attention_norm"),
+        _norm("post_attn_norm", "attention_post_norm"),
+        _norm("pre_moe_norm", "mlp_norm"),
+        _norm("post_moe_norm", "mlp_post_norm"),
+        *(Rule(f"attn.{n}_proj.weight", f"attention.{n}_proj.weight") for n in "qkvo"),
+        Rule("moe_block.gate.weight", "mlp.router.weight"),
+        experts("moe_block.experts", ("linear", "linear_v", "linear_1")),
+    ),
+)
 
 FAMILY = Family(
     name="grok1",
@@ -34,6 +55,7 @@ FAMILY = Family(
         Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),
     ),
+    weights=_WEIGHTS,
     read=read_gqa,
     write=write_gqa,
     presets={

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from moeworks.config.mixers import MixtureOfAttentionConfig
 from moeworks.config.model import ExpertsConfig, ModelConfig, NormConfig, RouterConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import ConfigError
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, read_rope, write_rope
+from moeworks.families.weights import NORMS, TOP
 
 _LAYER_EPS = 1e-6
 
@@ -26,6 +28,22 @@ def _write(model: ModelConfig, config: Json) -> None:
     write_rope(mixer.rope_theta, mixer.rope, config, mixer.head_dim)
     config["rms_norm_eps"] = model.norm.final_eps or _LAYER_EPS
 
+
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        Rule("self_attention.kv_proj.weight", "attention.kv_proj.weight"),
+        Rule("self_attention.experts.bias", "attention.output_bias"),
+        Rule("self_attention.experts.router.layer.weight", "attention.router.weight"),
+        Rule("self_attention.experts.input_linear.weight", "attention.experts.q_proj"),
+        Rule("self_attention.experts.output_linear.weight", "attention.experts.o_proj"),
+        Rule("mlp.bias", "mlp.experts.mixed_bias"),
+        Rule("mlp.router.layer.weight", "mlp.router.weight"),
+        Rule("mlp.input_linear.weight", "mlp.experts.gate_up_proj"),
+        Rule("mlp.output_linear.weight", "mlp.experts.down_proj"),
+    ),
+)
 
 FAMILY = Family(
     name="jetmoe",
@@ -48,6 +66,7 @@ FAMILY = Family(
     ),
     fixed={"activation_function": ("silu",)},
     harmless=frozenset({"aux_loss_coef", "num_attention_heads"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

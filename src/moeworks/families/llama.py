@@ -4,6 +4,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import LayerPatternConfig, ModelConfig
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.weights import LLAMA
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -33,6 +34,7 @@ FAMILY = Family(
     template=ModelConfig(pattern=LayerPatternConfig(explicit=()), attention=GQAConfig(qk_norm=False)),
     fields=(*DECODER, *GQA, Field("intermediate_size", "mlp.d_ff"), Field("mlp_bias", "mlp.mlp_bias", False)),
     fixed={"hidden_act": ("silu",)},
+    weights=LLAMA,
     read=_read,
     write=_write,
     presets={

@@ -6,10 +6,12 @@ from itertools import cycle, islice
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig, SharedExpertsConfig
 from moeworks.config.rope import RopeConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.llama import LLAMA31_ROPE
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, NORMS, TOP, experts_transposed, gated
 
 _CHUNKED = "chunked_attention"
 
@@ -61,6 +63,21 @@ _BOTH = dict(
     rms_norm_eps=1e-5, rope_theta=500_000.0, vocab_size=202_048,
 )  # fmt: skip
 
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        *gated("feed_forward", "mlp"),
+        *gated("feed_forward.shared_expert", "mlp.shared"),
+        Rule("feed_forward.router.weight", "mlp.router.weight"),
+        Rule("feed_forward.experts.gate_up_proj", "mlp.experts.gate_up_proj", experts_transposed),
+        Rule("feed_forward.experts.down_proj", "mlp.experts.down_proj", experts_transposed),
+    ),
+    ignored=("vision_model.*", "multi_modal_projector.*"),
+    renamed=(("language_model.", ""),),
+)
+
 FAMILY = Family(
     name="llama4",
     model_types=("llama4_text", "llama4"),
@@ -84,6 +101,7 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",)},
     harmless=frozenset({"router_jitter_noise", "for_llm_compressor"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     unwrap=lambda config: config.get("text_config", config),

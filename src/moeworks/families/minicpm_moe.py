@@ -8,8 +8,10 @@ from math import sqrt
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, NORMS, TOP, W123, experts
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -23,6 +25,16 @@ def _write(model: ModelConfig, config: Json) -> None:
     config["scale_depth"] = model.residual_scale * sqrt(model.num_layers)
     config["dim_model_base"] = model.logit_scale * model.d_model
 
+
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        Rule("mlp.gate.weight", "mlp.router.weight"),
+        experts("mlp.experts", W123),
+    ),
+)
 
 FAMILY = Family(
     name="minicpm_moe",
@@ -39,6 +51,7 @@ FAMILY = Family(
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",), "attention_bias": (False,)},
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -2,9 +2,11 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -21,6 +23,17 @@ def _write(model: ModelConfig, config: Json) -> None:
     if (share := config.get("partial_rotary_factor")) is not None:
         config["rotary_dim"] = round(share * config["head_dim"])
 
+
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        *MIXTRAL_MOE,
+        Rule("block_sparse_moe.e_score_correction_bias", "mlp.router.expert_bias"),
+    ),
+    ignored=("model.mtp*",),
+)
 
 FAMILY = Family(
     name="minimax_m2",
@@ -48,6 +61,7 @@ FAMILY = Family(
     },
     # transformers and others leave its MTP modules out; so does this.
     harmless=frozenset({"use_mtp", "num_mtp_modules", "mtp_transformer_layers"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

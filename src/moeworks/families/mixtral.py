@@ -4,6 +4,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
+from moeworks.families.weights import MIXTRAL
 
 FAMILY = Family(
     name="mixtral",
@@ -20,6 +21,7 @@ FAMILY = Family(
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=MIXTRAL,
     read=lambda config, draft: read_gqa(config, draft, theta=1e6),
     write=write_gqa,
     presets={

@@ -4,6 +4,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.weights import QWEN_MOE
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -34,6 +35,7 @@ FAMILY = Family(
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=QWEN_MOE,
     read=_read,
     write=_write,
     presets={

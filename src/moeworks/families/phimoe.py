@@ -7,8 +7,10 @@ instead of SparseMixer's sampling.
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, NormConfig, RouterConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, gqa, read_gqa, write_gqa
+from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -21,6 +23,21 @@ def _write(model: ModelConfig, config: Json) -> None:
     write_gqa(model, config)
     config["attention_bias"] = gqa(model).qkv_bias
 
+
+_WEIGHTS = WeightMap(
+    top=(
+        *TOP,
+        Rule("model.norm.bias", "final_norm.bias"),
+        Rule("lm_head.bias", "lm_head.bias"),
+    ),
+    layer=(
+        *NORMS,
+        Rule("input_layernorm.bias", "attention_norm.bias"),
+        Rule("post_attention_layernorm.bias", "mlp_norm.bias"),
+        *ATTENTION,
+        *MIXTRAL_MOE,
+    ),
+)
 
 FAMILY = Family(
     name="phimoe",
@@ -43,6 +60,7 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",)},
     harmless=frozenset({"input_jitter_noise", "hidden_dropout"}),
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -2,6 +2,7 @@
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig, SharedExpertsConfig
+from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import (
     DECODER,
@@ -13,6 +14,7 @@ from moeworks.families.parts import (
     write_moe_layers,
     write_windows,
 )
+from moeworks.families.weights import ATTENTION, DENSE, MOE, NORMS, TOP, gated
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -30,6 +32,18 @@ def _write(model: ModelConfig, config: Json) -> None:
     window = write_windows(model, config)
     config |= {"use_sliding_window": window is not None, "sliding_window": window}
 
+
+WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *ATTENTION,
+        *DENSE,
+        *MOE,
+        *gated("mlp.shared_expert", "mlp.shared"),
+        Rule("mlp.shared_expert_gate.weight", "mlp.shared_token_gate.weight"),
+    ),
+)
 
 FAMILY = Family(
     name="qwen2_moe",
@@ -52,6 +66,7 @@ FAMILY = Family(
         Field("shared_expert_intermediate_size", "shared.d_shared"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -12,6 +12,7 @@ from moeworks.families.parts import (
     write_gqa,
     write_moe_layers,
 )
+from moeworks.families.weights import QWEN_MOE
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -44,13 +45,14 @@ FAMILY = Family(
     fields=(
         *DECODER,
         *GQA,
-        Field("num_experts", "router.num_experts"),
+        Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
         Field("norm_topk_prob", "router.renormalize", False),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=QWEN_MOE,
     read=_read,
     write=_write,
     presets={

@@ -1,7 +1,10 @@
 """Qwen3-Next (Qwen team 2025): three layers of the gated delta rule to one of gated attention."""
 
+from typing import Any
+
 from moeworks.config.mixers import GatedDeltaConfig, GQAConfig
 from moeworks.config.model import ModelConfig, NormConfig, SharedExpertsConfig
+from moeworks.config.weight_rules import Place, Rule, Rules, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import (
@@ -13,6 +16,7 @@ from moeworks.families.parts import (
     write_moe_layers,
     write_rope,
 )
+from moeworks.families.weights import DENSE, KEYS_AND_VALUES, MOE, NORMS, TOP, gated
 
 _KINDS = ("linear_attention", "full_attention")
 
@@ -45,6 +49,77 @@ def _write(model: ModelConfig, config: Json) -> None:
     config["layer_types"] = [_KINDS[choice] for choice in model.layer_mixers or ()]
 
 
+def _qkvz(place: Place, qkv: Any, z: Any) -> list[Any]:
+    """Rows in the published order: for each key head its query, key, values and gates."""
+    mixer = place.mixer
+    assert isinstance(mixer, GatedDeltaConfig)
+    heads = mixer.num_key_heads
+    q, k, v = qkv.split([mixer.key_width, mixer.key_width, mixer.value_width])
+    return [t.unflatten(0, (heads, -1)) for t in (q, k, v, z)]
+
+
+def _by_key_head(place: Place, *rows: Any) -> list[Any]:
+    """Rows of the value heads, sorted by their key head."""
+    mixer = place.mixer
+    assert isinstance(mixer, GatedDeltaConfig)
+    return [t.unflatten(0, (mixer.num_key_heads, -1)) for t in rows]
+
+
+def _query_and_gate(place: Place, q: Any, gate: Any) -> list[Any]:
+    """For each head its query and then its gate."""
+    mixer = place.mixer
+    assert isinstance(mixer, GQAConfig)
+    return [t.unflatten(0, (mixer.num_heads, -1)) for t in (q, gate)]
+
+
+_DELTA: Rules = (
+    Rule(
+        "linear_attn.in_proj_qkvz.weight",
+        ("attention.qkv_proj.weight", "attention.gate_proj.weight"),
+        _qkvz,
+        dim=1,
+        flatten=(0, 1),
+    ),
+    Rule(
+        "linear_attn.in_proj_ba.weight",
+        ("attention.beta_proj.weight", "attention.decay_proj.weight"),
+        _by_key_head,
+        dim=1,
+        flatten=(0, 1),
+    ),
+    Rule("linear_attn.conv1d.weight", "attention.conv", lambda place, t: t.unsqueeze(1)),
+    Rule("linear_attn.dt_bias", "attention.decay_bias"),
+    Rule("linear_attn.A_log", "attention.log_rate"),
+    Rule("linear_attn.norm.weight", "attention.norm.weight"),
+    Rule("linear_attn.out_proj.weight", "attention.o_proj.weight", only="gated_delta"),
+)
+_FULL: Rules = tuple(
+    Rule(
+        f"self_attn.q_proj.{kind}",
+        (f"attention.q_proj.{kind}", f"attention.gate_proj.{kind}"),
+        _query_and_gate,
+        dim=1,
+        flatten=(0, 1),
+    )
+    for kind in ("weight", "bias")
+)
+_WEIGHTS = WeightMap(
+    top=TOP,
+    layer=(
+        *NORMS,
+        *_DELTA,
+        *_FULL,
+        *KEYS_AND_VALUES,
+        Rule("self_attn.o_proj.weight", "attention.o_proj.weight", only="gqa"),
+        Rule("self_attn.o_proj.bias", "attention.o_proj.bias", only="gqa"),
+        *DENSE,
+        *MOE,
+        *gated("mlp.shared_expert", "mlp.shared"),
+        Rule("mlp.shared_expert_gate.weight", "mlp.shared_token_gate.weight"),
+    ),
+    ignored=("mtp.*",),
+)
+
 FAMILY = Family(
     name="qwen3_next",
     model_types=("qwen3_next",),
@@ -69,6 +144,7 @@ FAMILY = Family(
         Field("shared_expert_intermediate_size", "shared.d_shared"),
     ),
     fixed={"hidden_act": ("silu",)},
+    weights=_WEIGHTS,
     read=_read,
     write=_write,
     presets={

@@ -27,6 +27,7 @@ class Experts(nn.Module):
         self.register_parameter(self._up_names[1], up_bias)
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
         self.down_bias = nn.Parameter(torch.empty(E, D)) if config.expert_linear_bias else None
+        self.mixed_bias = nn.Parameter(torch.empty(D)) if config.mixed_output_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -40,7 +41,8 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for."""
         x_TD, weights = self._inputs(x_TD)
-        return run_experts(x_TD, routing, weights, self.backend)
+        y_TD = run_experts(x_TD, routing, weights, self.backend)
+        return y_TD if self.mixed_bias is None else y_TD + self.mixed_bias.to(y_TD.dtype)
 
     def explain_backend(self, x_TD: Tensor) -> str:
         """Which backend would serve this input, and why."""

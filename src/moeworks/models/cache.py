@@ -1,14 +1,31 @@
-"""The key/value cache of a decoder."""
+"""What a decoder remembers of earlier positions, layer by layer, by the kind of mixer.
+
+LayerKVCache    keys and values of all positions, in place
+BoundedKVCache  those of the last few: sliding windows and chunks
+LatentKVCache   latents and rotary keys (MLA), with an indexer's keys
+StateCache      the last inputs of a convolution and the state of a recurrence
+"""
 
 import torch
 from torch import Tensor
 
-from moeworks.config.model import GQAConfig, ModelConfig
+from moeworks.config.count_mixers import count_mixer
+from moeworks.config.mixers import (
+    GatedDeltaConfig,
+    GQAConfig,
+    MixerConfig,
+    MixtureOfAttentionConfig,
+    MLAConfig,
+)
+from moeworks.config.model import ModelConfig
 from moeworks.errors import check
 
 
 class LayerKVCache:
     """Keys and values of one layer, in place, up to a fixed length."""
+
+    first_key = 0
+    """Slot of the first key that append returns."""
 
     def __init__(
         self, shape_BGSP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
@@ -26,9 +43,95 @@ class LayerKVCache:
         self.length = end
         return self._k[:, :, :end], self._v[:, :, :end]
 
+    def values(self) -> int:
+        """Numbers held for the positions so far."""
+        return 2 * self._k[:, :, : self.length].numel()
+
+
+class BoundedKVCache:
+    """Keys and values of one layer, of the positions that a next token can still see."""
+
+    def __init__(
+        self, shape_BGWP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """`shape_BGWP` with the reach W: a token sees at most W positions, its own included."""
+        batch, groups, self.reach, width = shape_BGWP
+        self._k = torch.empty((batch, groups, 0, width), dtype=dtype, device=device)
+        self._v = torch.empty_like(self._k)
+        self.length = 0
+
+    @property
+    def first_key(self) -> int:
+        """Slot of the first key that append returns."""
+        return self.length - self._k.shape[2]
+
+    def append(self, k_BGLP: Tensor, v_BGLP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is held and the new; keep the last reach - 1 of both."""
+        k = torch.cat([self._k, k_BGLP.to(self._k.dtype)], dim=2)
+        v = torch.cat([self._v, v_BGLP.to(self._v.dtype)], dim=2)
+        self.length += k_BGLP.shape[2]
+        start = max(k.shape[2] - self.reach + 1, 0)
+        # Copies where something is dropped: a view would keep the dropped rows in memory.
+        self._k, self._v = (t if start == 0 else t[:, :, start:].clone() for t in (k, v))
+        return k, v
+
+    def values(self) -> int:
+        """Numbers held."""
+        return 2 * self._k.numel()
+
+
+class LatentKVCache:
+    """Rows of one layer, [B, S, width] for each of several widths, in place, up to a fixed length."""
+
+    first_key = 0
+    """Slot of the first row that append returns."""
+
+    def __init__(
+        self, batch: int, max_len: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._rows = tuple(torch.empty(batch, max_len, w, dtype=dtype, device=device) for w in widths)
+        self.length = 0
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Keep new rows; return views of all so far."""
+        end, size = self.length + new[0].shape[1], self._rows[0].shape[1]
+        check(end <= size, "cache length", end, f"exceeds its size, {size} positions")
+        for held, rows in zip(self._rows, new, strict=True):
+            held[:, self.length : end] = rows
+        self.length = end
+        return tuple(held[:, :end] for held in self._rows)
+
+    def values(self) -> int:
+        """Numbers held for the positions so far."""
+        return sum(held[:, : self.length].numel() for held in self._rows)
+
+
+class StateCache:
+    """The state of a recurrence; its size does not depend on the positions so far."""
+
+    first_key = 0
+    """Recurrences have no keys."""
+
+    def __init__(self) -> None:
+        self.conv: Tensor | None = None
+        self.state: Tensor | None = None
+        self.length = 0
+
+    def advance(self, conv: Tensor, state: Tensor, length: int) -> None:
+        """Keep what `length` more tokens left."""
+        self.conv, self.state = conv.clone(), state
+        self.length += length
+
+    def values(self) -> int:
+        """Numbers held."""
+        return sum(t.numel() for t in (self.conv, self.state) if t is not None)
+
+
+LayerCaches = LayerKVCache | BoundedKVCache | LatentKVCache | StateCache
+
 
 class KVCache:
-    """One LayerKVCache per layer of `config`, for `batch` sequences of up to `max_len` tokens."""
+    """One cache per layer of `config`, for `batch` sequences of up to `max_len` tokens."""
 
     def __init__(
         self,
@@ -38,12 +141,46 @@ class KVCache:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        left_padding_B: Tensor | None = None,
     ) -> None:
-        assert isinstance(config.attention, GQAConfig)
-        shape = (batch, config.attention.num_kv_heads, max_len, config.head_dim)
-        self.layers = [LayerKVCache(shape, dtype, torch.device(device)) for _ in range(config.num_layers)]
+        """`left_padding_B`, int64: how many tokens at the start of each row are padding, in rows of unequal
+        length; None: none are."""
+        self.left_padding_B = left_padding_B
+        place = torch.device(device)
+        self.layers: list[LayerCaches] = [
+            _layer_cache(config, mixer, batch, max_len, dtype, place) for mixer in config.mixer_of_layers
+        ]
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Positions seen."""
         return self.layers[0].length
+
+    def values(self) -> int:
+        """Numbers held in all layers."""
+        return sum(layer.values() for layer in self.layers)
+
+
+def _layer_cache(
+    config: ModelConfig,
+    mixer: MixerConfig,
+    batch: int,
+    max_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LayerCaches:
+    if isinstance(mixer, GatedDeltaConfig):
+        return StateCache()
+    if isinstance(mixer, MLAConfig):
+        index = () if mixer.indexer is None else (mixer.indexer.head_dim,)
+        widths = (mixer.kv_lora_rank, mixer.rope_head_dim, *index)
+        return LatentKVCache(batch, max_len, widths, dtype, device)
+    if isinstance(mixer, MixtureOfAttentionConfig):
+        shape = (batch, mixer.num_kv_heads, max_len, mixer.head_dim)
+        return LayerKVCache(shape, dtype, device)
+    assert isinstance(mixer, GQAConfig)
+    width = config.gqa_head_dim(mixer)
+    reach = count_mixer(mixer, config.d_model).cache_reach
+    if reach is not None and reach < max_len:
+        return BoundedKVCache((batch, mixer.num_kv_heads, reach, width), dtype, device)
+    return LayerKVCache((batch, mixer.num_kv_heads, max_len, width), dtype, device)

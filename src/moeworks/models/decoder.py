@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moeworks.config.model import GQAConfig, ModelConfig
+from moeworks.config.model import ModelConfig
 from moeworks.errors import check
-from moeworks.layers.attention import GQAttention, LayerCache
-from moeworks.layers.mlp import MLP
+from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs
 from moeworks.layers.moe import MoE
-from moeworks.layers.norm import RMSNorm
-from moeworks.layers.rope import rope_table
+from moeworks.layers.norm import make_norm
+from moeworks.models.block import Block, BlockContext
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
-from moeworks.ops.attention import DocumentMask, document_mask
+from moeworks.models.mtp import MTPLayer
+from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
 from moeworks.ops.routing import Routing
 
@@ -29,70 +29,35 @@ class DecoderOutput:
     """Next-token logits, in the compute dtype."""
     routings: tuple[Routing, ...]
     """One per MoE layer, in layer order, over the B * L tokens."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Context:
-    """What every block needs beside its input."""
-
-    rope_2LP: Tensor
-    documents: DocumentMask | None
-    valid_BL: Tensor | None
-    sequence_ids_BL: Tensor | None
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, *, moe: bool, backend: Backend) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.attention = GQAttention(config)
-        self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        mlp = config.mlp
-        self.mlp = (
-            MoE(config.moe, backend=backend)
-            if moe
-            else MLP(config.d_model, mlp.d_ff, mlp.mlp_activation, bias=mlp.mlp_bias)
-        )
-
-    def forward(
-        self, x_BLD: Tensor, context: _Context, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routing | None]:
-        """The stream [B, L, D] after this layer, and the Routing if the layer is a MoE."""
-        attended = self.attention(self.attention_norm(x_BLD), context.rope_2LP, context.documents, cache)
-        x_BLD = x_BLD + attended
-        normed = self.mlp_norm(x_BLD)
-        if not isinstance(self.mlp, MoE):
-            return x_BLD + self.mlp(normed), None
-        y_BLD, routing = self.mlp(normed, valid=context.valid_BL, sequence_ids=context.sequence_ids_BL)
-        return x_BLD + y_BLD, routing
+    attention_routings: tuple[Routing, ...] = ()
+    """The same for layers with a mixture of attention."""
+    hidden_BLD: Tensor | None = None
+    """The stream after the last norm, which logits and MTP layers start from."""
 
 
 class Decoder(nn.Module):
     """A decoder as ModelConfig describes it.
 
-    Set `activation_checkpointing` to recompute each layer in the backward pass.
+    Set `activation_checkpointing` to recompute each layer in the backward pass. `origin` says which
+    published checkpoint the weights came from, if any.
     """
 
-    rope: Tensor
+    origin: Origin | None
 
     def __init__(self, config: ModelConfig, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        moe_layers = set(config.moe_layers)
+        self.origin = None
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(
-            Block(config, moe=i in moe_layers, backend=backend) for i in range(config.num_layers)
+            Block(config, layer, backend=backend) for layer in range(config.num_layers)
         )
-        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.final_norm = make_norm(config, config.d_model, config.norm.final_eps)
         self.lm_head = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        assert isinstance(config.attention, GQAConfig)
-        table = rope_table(config.max_seq_len, config.head_dim, config.attention.rope_theta)
-        self.register_buffer("rope", table, persistent=False)
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        self.mtp = nn.ModuleList(MTPLayer(config, backend=backend) for _ in range(config.num_mtp_layers))
         init_decoder_(self, config.num_layers)
 
     def forward(
@@ -102,6 +67,7 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor | None = None,
         valid_BL: Tensor | None = None,
         cache: KVCache | None = None,
+        last_only: bool = False,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
@@ -110,23 +76,40 @@ class Decoder(nn.Module):
             document_ids_BL: int64; neighbours with different ids are different documents of a packed batch.
                 Attention does not cross them when attention.mask_documents is set, and each is a sequence of
                 its own for the sequence-wise loss.
-            valid_BL: bool, False for padding at the end of a row.
+            valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
+                cache's `left_padding_B`.
             cache: earlier positions of the same rows; grows by L.
+            last_only: logits of the last position alone, L = 1 of them.
 
         Raises ConfigError when the positions exceed max_seq_len.
         """
-        context = self._context(tokens_BL, document_ids_BL, valid_BL, cache)
+        inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache)
         x_BLD = self.embed(tokens_BL)
+        if self.config.embedding_scale != 1.0:
+            x_BLD = x_BLD * self.config.embedding_scale
+        choices = self.config.layer_mixers or (0,) * self.config.num_layers
         routings = []
         for index, block in enumerate(self.layers):
+            layer_inputs = inputs[choices[index]]
             if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
-                x_BLD, routing = checkpoint(block, x_BLD, context, use_reentrant=False)
+                x_BLD, decided = checkpoint(block, x_BLD, layer_inputs, context, use_reentrant=False)
             else:
-                x_BLD, routing = block(x_BLD, context, cache and cache.layers[index])
-            if routing is not None:
-                routings.append(routing)
+                x_BLD, decided = block(x_BLD, layer_inputs, context, cache and cache.layers[index])
+            routings.append(decided)
+        hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
+        return DecoderOutput(
+            self.logits(hidden_BLD),
+            tuple(r.feed_forward for r in routings if r.feed_forward is not None),
+            tuple(r.attention for r in routings if r.attention is not None),
+            hidden_BLD,
+        )
+
+    def logits(self, hidden_BLD: Tensor) -> Tensor:
+        """[B, L, V] from the normalised stream."""
         head = self.embed if self.lm_head is None else self.lm_head
-        return DecoderOutput(F.linear(self.final_norm(x_BLD), head.weight), tuple(routings))
+        bias = None if self.lm_head is None else self.lm_head.bias
+        logits_BLV = F.linear(hidden_BLD, head.weight, bias)
+        return logits_BLV if self.config.logit_scale == 1.0 else logits_BLV * self.config.logit_scale
 
     def _context(
         self,
@@ -134,18 +117,33 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor | None,
         valid_BL: Tensor | None,
         cache: KVCache | None,
-    ) -> _Context:
+    ) -> tuple[tuple[MixerInputs, ...], BlockContext]:
+        """The inputs of each mixer of the config, and what all layers share."""
         start = cache.length if cache is not None else 0
         stop = start + tokens_BL.shape[1]
         limit = self.config.max_seq_len
         check(stop <= limit, "positions", stop, f"exceed model.max_seq_len = {limit}")
-        mask_documents = self.config.attention.mask_documents and document_ids_BL is not None
-        return _Context(
-            rope_2LP=self.rope[:, start:stop],
-            documents=document_mask(document_ids_BL) if mask_documents else None,
-            valid_BL=valid_BL,
-            sequence_ids_BL=_sequence_ids(tokens_BL, document_ids_BL),
+        padding_B = None if cache is None else cache.left_padding_B
+        slots = Slots(tokens_BL.shape[1], start, document_ids_BL, padding_B, tokens_BL.device)
+        if padding_B is not None:
+            present_BL = torch.arange(start, stop, device=tokens_BL.device) >= padding_B[:, None]
+            valid_BL = present_BL if valid_BL is None else valid_BL & present_BL
+        first_keys = _first_keys(self.config, cache)
+        mixers = (self.config.attention, *self.config.mixers)
+        inputs = tuple(
+            mixer_inputs(mixer, self.config, slots, first)
+            for mixer, first in zip(mixers, first_keys, strict=True)
         )
+        return inputs, BlockContext(valid_BL, _sequence_ids(tokens_BL, document_ids_BL))
+
+
+def _first_keys(config: ModelConfig, cache: KVCache | None) -> list[int]:
+    """Per mixer, the slot of the first key that its layers' caches hold."""
+    firsts = [0] * (1 + len(config.mixers))
+    if cache is not None:
+        for choice, layer in zip(config.layer_mixers or (0,) * config.num_layers, cache.layers, strict=True):
+            firsts[choice] = layer.first_key
+    return firsts
 
 
 def _sequence_ids(tokens_BL: Tensor, document_ids_BL: Tensor | None) -> Tensor:

@@ -1,9 +1,26 @@
 """Initial weights of a whole decoder."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 EMBEDDING_STD = 0.02
+_RANDOM = frozenset(
+    {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_}
+)
+
+
+class NoInit(TorchFunctionMode):
+    """Within it, random initial values are not drawn: for models that are filled from a checkpoint.
+
+    On the meta device drawing would also import torch's compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Leave the tensor as it is."""
+        if func in _RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

@@ -6,6 +6,10 @@ from torch import Tensor
 
 from moeworks.config.model import GATED, Activation
 
+CLAMP_ALPHA = 1.702
+CLAMP_LIMIT = 7.0
+"""Of clamped_swiglu: gpt-oss's published values."""
+
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
     """The activation of a feed-forward block.
@@ -13,14 +17,20 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
     Args:
         hidden: [..., 2F] for a gated activation, gate in the first half and up in the second; else [..., F].
         activation: swiglu: silu(gate) * up; geglu: gelu(gate) * up (Shazeer 2020, "GLU variants"); relu2 is
-            relu squared (So et al. 2021, "Primer"). gelu is the exact one.
+            relu squared (So et al. 2021, "Primer"). gelu is the exact one; geglu_tanh has its tanh form.
+            clamped_swiglu: (up + 1) * gate * sigmoid(1.702 * gate) with gate <= 7 and |up| <= 7 (gpt-oss).
 
     Returns:
         [..., F], the dtype of `hidden`.
     """
     if activation in GATED:
         gate, up = hidden.chunk(2, dim=-1)
-        return (F.silu(gate) if activation == "swiglu" else F.gelu(gate)) * up
+        if activation == "clamped_swiglu":
+            gate, up = gate.clamp(max=CLAMP_LIMIT), up.clamp(-CLAMP_LIMIT, CLAMP_LIMIT)
+            return (up + 1) * (gate * torch.sigmoid(CLAMP_ALPHA * gate))
+        if activation == "swiglu":
+            return F.silu(gate) * up
+        return F.gelu(gate, approximate="tanh" if activation == "geglu_tanh" else "none") * up
     if activation == "gelu":
         return F.gelu(hidden)
     positive = F.relu(hidden)
@@ -34,14 +44,29 @@ def activate_backward(grad: Tensor, hidden: Tensor, activation: Activation) -> T
     gate, up = hidden.chunk(2, dim=-1)
     grad_hidden = torch.empty_like(hidden)
     grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+    if activation == "clamped_swiglu":
+        return _clamped_backward(grad, gate, up, grad_hidden)
     if activation == "swiglu":
         sigmoid = torch.sigmoid(gate)
         value = gate * sigmoid
         slope = torch.addcmul(sigmoid, value, 1 - sigmoid)
     else:
-        value, slope = F.gelu(gate), _slope(gate, "gelu")
+        kind = "tanh" if activation == "geglu_tanh" else "none"
+        value = F.gelu(gate, approximate=kind)
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(gate), gate, approximate=kind)
     torch.mul(grad, value, out=grad_up)
     torch.mul(grad * up, slope, out=grad_gate)
+    return grad_hidden
+
+
+def _clamped_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_hidden: Tensor) -> Tensor:
+    """Of clamped_swiglu; nothing flows through a value that was clamped."""
+    grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+    low, high = gate.clamp(max=CLAMP_LIMIT), up.clamp(-CLAMP_LIMIT, CLAMP_LIMIT)
+    sigmoid = torch.sigmoid(CLAMP_ALPHA * low)
+    slope = sigmoid * (1 + CLAMP_ALPHA * low * (1 - sigmoid))
+    torch.mul(grad * (high + 1), slope * (gate <= CLAMP_LIMIT), out=grad_gate)
+    torch.mul(grad, low * sigmoid * (up.abs() <= CLAMP_LIMIT), out=grad_up)
     return grad_hidden
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DocumentMask:
-    """Which earlier positions a query may look at in rows that hold several documents (R of the B rows)."""
+    """Which keys a query may look at where not all earlier ones: documents of packed rows (R of the B rows),
+    windows, chunks, padding."""
 
     rows_R: Tensor | None
     """int64, the rows that hold a boundary; None means that `mask` covers all rows."""
     mask_R1LL: Tensor
-    """bool, True where a query may look: at an earlier or equal position of its own document."""
+    """bool [R or 1, 1, L, S], True where a query may look, never later than at its own position."""
 
 
 def document_mask(document_ids_BL: Tensor) -> DocumentMask | None:
@@ -31,35 +32,110 @@ def document_mask(document_ids_BL: Tensor) -> DocumentMask | None:
     return DocumentMask(rows_R, _same_document(document_ids_BL[rows_R]))
 
 
-def causal_attention(
-    q_BHLP: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, documents: DocumentMask | None = None
-) -> Tensor:
-    """Causal grouped-query attention, [B, H, L, P].
+def visible(queries: Tensor, keys: Tensor, *, window: int | None = None, chunk: int | None = None) -> Tensor:
+    """bool [..., L, S]: whether the query at position [..., L] may see the key at position [..., S].
 
-    The S keys end where the L queries end (S > L: the first S - L come from a cache). With `documents`
-    (S == L) a token sees only its own document.
+    Keys at negative positions are padding: nobody sees them but padding itself, all of whose keys are as
+    good as any (its output is never used, and must not be NaN).
+    """
+    q, k = queries.unsqueeze(-1), keys.unsqueeze(-2)
+    seen = (k <= q) & ((k >= 0) | (q < 0))
+    if window is not None:
+        seen = seen & (k > q - window)
+    if chunk is not None:
+        seen = seen & (k.div(chunk, rounding_mode="floor") == q.div(chunk, rounding_mode="floor"))
+    return seen
+
+
+def causal_attention(
+    q_BHLP: Tensor,
+    k_BGSP: Tensor,
+    v_BGSP: Tensor,
+    documents: DocumentMask | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal grouped-query attention, [B, H, L, P of the values].
+
+    The S keys end where the L queries end (S > L: the first S - L come from a cache). `documents` says what
+    a query sees beyond causality; `scale` multiplies the scores, P^-0.5 when None.
     """
     rows_R = None if documents is None else documents.rows_R
     if documents is not None and rows_R is None:
-        return _attention(q_BHLP, k_BGSP, v_BGSP, documents.mask_R1LL)
+        return _attention(q_BHLP, k_BGSP, v_BGSP, documents.mask_R1LL, scale=scale)
     length, keys = q_BHLP.shape[2], k_BGSP.shape[2]
     if length not in (1, keys):
-        lower = torch.ones(length, keys, dtype=torch.bool, device=q_BHLP.device).tril(keys - length)
-        return _attention(q_BHLP, k_BGSP, v_BGSP, lower)
-    out_BHLP = _attention(q_BHLP, k_BGSP, v_BGSP, None, causal=length > 1)
+        return _attention(q_BHLP, k_BGSP, v_BGSP, _lower(q_BHLP, keys), scale=scale)
+    out_BHLP = _attention(q_BHLP, k_BGSP, v_BGSP, None, causal=length > 1, scale=scale)
     if documents is None or rows_R is None:
         return out_BHLP
-    masked = _attention(q_BHLP[rows_R], k_BGSP[rows_R], v_BGSP[rows_R], documents.mask_R1LL)
+    masked = _attention(q_BHLP[rows_R], k_BGSP[rows_R], v_BGSP[rows_R], documents.mask_R1LL, scale=scale)
     return out_BHLP.index_copy(0, rows_R, masked)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
+def explicit_attention(
+    q_BHLP: Tensor,
+    k_BGSP: Tensor,
+    v_BGSP: Tensor,
+    documents: DocumentMask | None = None,
+    *,
+    scale: float,
+    sinks_H: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal grouped-query attention written out, for what no fused kernel has: sinks and capped scores.
+
+    `sinks_H` are logits that take part in the softmax and stand for no key (gpt-oss); `softcap` turns a
+    score into cap * tanh(score / cap) (Grok-1). The softmax is in float32 at least.
+    """
+    heads, groups = q_BHLP.shape[1], k_BGSP.shape[1]
+    q = q_BHLP.unflatten(1, (groups, heads // groups))
+    scores = (q @ k_BGSP.unsqueeze(2).transpose(-1, -2)).mul(scale).flatten(1, 2)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~_full_mask(q_BHLP, k_BGSP.shape[2], documents), -torch.inf)
+    if sinks_H is not None:
+        sinks = sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : k_BGSP.shape[2]].to(v_BGSP.dtype)
+    return (weights.unflatten(1, (groups, heads // groups)) @ v_BGSP.unsqueeze(2)).flatten(1, 2)
+
+
+def _full_mask(q_BHLP: Tensor, keys: int, documents: DocumentMask | None) -> Tensor:
+    """bool, broadcastable to [B, 1, L, S]."""
+    if documents is None:
+        return _lower(q_BHLP, keys)
+    if documents.rows_R is None:
+        return documents.mask_R1LL
+    mask = _lower(q_BHLP, keys).expand(q_BHLP.shape[0], 1, -1, -1).clone()
+    mask[documents.rows_R] = documents.mask_R1LL
+    return mask
+
+
+def _lower(q_BHLP: Tensor, keys: int) -> Tensor:
+    """bool [L, S]: causality where the queries end where the keys end."""
+    length = q_BHLP.shape[2]
+    return torch.ones(length, keys, dtype=torch.bool, device=q_BHLP.device).tril(keys - length)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if grouped and mask is not None and q.is_cuda:
         # No fused CUDA kernel takes a mask and grouped heads: torch would build all L x L scores.
         repeats = q.shape[1] // k.shape[1]
         k, v, grouped = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1), False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
 def _same_document(ids_RL: Tensor) -> Tensor:

@@ -138,11 +138,16 @@ def route(
 
 
 def score(logits_TE: Tensor, config: RouterConfig) -> Tensor:
-    """router_probs [T, E]: softmax over experts, sigmoid (DeepSeek-V3), or sqrt(softplus) (DeepSeek-V4)."""
+    """router_probs [T, E]: softmax over experts, sigmoid (DeepSeek-V3), or sqrt(softplus) (DeepSeek-V4).
+
+    sparsemixer's weights come from logits (see `sparsemixer_weights`); its probabilities are a softmax.
+    """
     if config.score == "softmax":
         return logits_TE.softmax(dim=-1)
     if config.score == "sigmoid":
         return logits_TE.sigmoid()
+    if config.score == "sparsemixer":
+        return logits_TE.softmax(dim=-1)
     # sqrt has an infinite slope at 0, where softplus ends up when it underflows.
     return F.softplus(logits_TE).clamp(min=torch.finfo(logits_TE.dtype).tiny).sqrt()
 
@@ -188,10 +193,30 @@ def routing_weights(
     logits_TE: Tensor, probs_TE: Tensor, expert_ids_TK: Tensor, config: RouterConfig
 ) -> Tensor:
     """float [T, K]: the chosen experts' weights; gathered from scores without bias."""
-    if config.score_order == "after_top_k":
+    if config.score == "sparsemixer":
+        weights_TK = sparsemixer_weights(logits_TE, expert_ids_TK, config.sparsemixer_eps)
+    elif config.score_order == "after_top_k" and config.score == "softmax":
         weights_TK = logits_TE.gather(1, expert_ids_TK).softmax(dim=-1)
     else:
         weights_TK = probs_TE.gather(1, expert_ids_TK)
         if config.renormalize:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + config.renormalize_eps)
     return weights_TK if config.routing_scale == 1.0 else weights_TK * config.routing_scale
+
+
+def sparsemixer_weights(logits_TE: Tensor, expert_ids_TK: Tensor, eps: float) -> Tensor:
+    """float [T, K]: for each choice a softmax over what is left and close to the best (Phi-3.5-MoE).
+
+    Experts whose logit z lies (best - z) / max(|z|, best) > 2 * eps below the best of those left get no
+    share; the chosen expert then leaves, and the next one's weight is found the same way. The weights do not
+    sum to 1. SparseMixer-v2 (Liu et al. 2023) as its authors' model runs at inference; no noise in training.
+    """
+    remaining_TE, weights = logits_TE, []
+    for ids_T1 in expert_ids_TK.split(1, dim=-1):
+        best_T1 = remaining_TE.detach().amax(dim=-1, keepdim=True)
+        plain_TE = logits_TE.detach()
+        scale_TE = torch.maximum(plain_TE.abs(), best_T1)
+        far_TE = (best_T1 - plain_TE) / scale_TE > 2 * eps
+        weights.append(remaining_TE.masked_fill(far_TE, -torch.inf).softmax(dim=-1).gather(1, ids_T1))
+        remaining_TE = remaining_TE.scatter(1, ids_T1, -torch.inf)
+    return torch.cat(weights, dim=-1)

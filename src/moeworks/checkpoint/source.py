@@ -1,0 +1,135 @@
+"""Where the tensors of a published checkpoint come from: a folder of safetensors files, quantised or not.
+
+A source knows names and shapes before it reads anything. Pickles (`.bin`, `.pt`) are never opened.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from moeworks.checkpoint.safetensors_file import SafetensorsFile
+from moeworks.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Named tensors that are read one at a time."""
+
+    def names(self) -> set[str]:
+        """All of them."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading it."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Its values."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Its values are no longer needed."""
+        ...
+
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Fill `out`, if its values lie in the file as they would lie there; returns whether they do."""
+        ...
+
+
+class FolderSource:
+    """The safetensors files of a folder: one, or several with an index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, SafetensorsFile] = {}
+        single, index = folder / SINGLE, folder / INDEX
+        if single.is_file():
+            file = SafetensorsFile(single)
+            self._files = dict.fromkeys(file.tensors, file)
+        elif index.is_file():
+            self._open_shards(index)
+        else:
+            raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX}{_about_pickles(folder)}")
+
+    def names(self) -> set[str]:
+        """All tensors of all files."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header."""
+        return self._files[name].tensors[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """From the header."""
+        return self._files[name].tensors[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """A view of the mapped file."""
+        return self._files[name].tensor(name)
+
+    def release(self, name: str) -> None:
+        """Give its pages back."""
+        self._files[name].release(name)
+
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Straight from the file, where dtype and layout are the same."""
+        if out.device.type != "cpu" or out.dtype != self.dtype(name) or not out.is_contiguous():
+            return False
+        self._files[name].read_into(name, out)
+        return True
+
+    def _open_shards(self, index: Path) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: has no weight_map")
+        shards: dict[str, SafetensorsFile] = {}
+        for name, file_name in weight_map.items():
+            if file_name not in shards:
+                shards[file_name] = SafetensorsFile(self._shard(index, name, file_name))
+            if name not in shards[file_name].tensors:
+                raise CheckpointError(f"{index}: {name} should be in {file_name}, which does not hold it")
+            self._files[name] = shards[file_name]
+        for file_name, shard in shards.items():
+            unlisted = sorted(shard.tensors.keys() - weight_map.keys())
+            if unlisted:
+                raise CheckpointError(f"{index}: {file_name} holds {unlisted[0]}, which is not listed")
+
+    def _shard(self, index: Path, name: str, file_name: Any) -> Path:
+        """The path of a shard, inside the folder."""
+        plain = (
+            isinstance(file_name, str) and Path(file_name).name == file_name and file_name not in ("", "..")
+        )
+        if not plain or "\\" in file_name or not file_name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: {name} is in {file_name!r}: a shard is a .safetensors file in the same folder"
+            )
+        path = self.folder / file_name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; {INDEX} lists it")
+        return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not an object")
+    return content
+
+
+def _about_pickles(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    if not pickles:
+        return ""
+    return f"; {pickles[0]} is a pickle, which could run any code and is never opened: convert it elsewhere"

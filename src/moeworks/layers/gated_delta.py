@@ -1,0 +1,97 @@
+"""The gated delta rule as a layer (Qwen3-Next's linear attention)."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moeworks.config.mixers import GatedDeltaConfig
+from moeworks.config.model import ModelConfig
+from moeworks.layers.inputs import MixerInputs
+from moeworks.layers.norm import RMSNorm
+from moeworks.ops.delta import DeltaInputs, causal_conv, gated_delta
+
+
+@runtime_checkable
+class RecurrentCache(Protocol):
+    """What a recurrence remembers of earlier positions."""
+
+    conv: Tensor | None
+    """[B, kernel - 1, C], the last inputs of the convolution; None before the first."""
+    state: Tensor | None
+    """[B, H, dk, dv]; None before the first token."""
+
+    def advance(self, conv: Tensor, state: Tensor, length: int) -> None:
+        """Keep what `length` more tokens left."""
+        ...
+
+
+class GatedDeltaNet(nn.Module):
+    """Convolved queries, keys and values, a decay and a step size per head, a normalised, gated output."""
+
+    def __init__(self, config: ModelConfig, mixer: GatedDeltaConfig) -> None:
+        super().__init__()
+        self.mixer = mixer
+        channels, heads = 2 * mixer.key_width + mixer.value_width, mixer.num_value_heads
+        self.qkv_proj = nn.Linear(config.d_model, channels, bias=False)
+        self.gate_proj = nn.Linear(config.d_model, mixer.value_width, bias=False)
+        self.beta_proj = nn.Linear(config.d_model, heads, bias=False)
+        self.decay_proj = nn.Linear(config.d_model, heads, bias=False)
+        self.conv = nn.Parameter(torch.empty(channels, mixer.conv_kernel))
+        self.decay_bias = nn.Parameter(torch.empty(heads))
+        self.log_rate = nn.Parameter(torch.empty(heads))
+        self.norm = RMSNorm(mixer.value_head_dim, eps=config.norm_eps)
+        self.o_proj = nn.Linear(mixer.value_width, config.d_model, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Rates uniform in (0, 16), biases 1, as Qwen3-Next starts; the convolution as nn.Conv1d does."""
+        bound = self.mixer.conv_kernel**-0.5
+        nn.init.uniform_(self.conv, -bound, bound)
+        nn.init.ones_(self.decay_bias)
+        self.log_rate.uniform_(0.01, 16).log_()
+
+    def forward(self, x_BLD: Tensor, inputs: MixerInputs, cache: RecurrentCache | None = None) -> Tensor:
+        """y [B, L, D]."""
+        mixer, length = self.mixer, x_BLD.shape[1]
+        if inputs.padding_BL is not None:
+            x_BLD = x_BLD.masked_fill(inputs.padding_BL.unsqueeze(-1), 0.0)
+        segments_BL = _segments(inputs.document_ids_BL)
+        mixed = self.qkv_proj(x_BLD)
+        if cache is not None and cache.conv is not None:
+            mixed = torch.cat([cache.conv.to(mixed.dtype), mixed], dim=1)
+        convolved = F.silu(causal_conv(mixed, self.conv, segments_BL))[:, -length:]
+        out, state = gated_delta(
+            self._inputs(convolved, x_BLD), None if cache is None else cache.state, segments_BL
+        )
+        if cache is not None:
+            cache.advance(mixed[:, max(mixed.shape[1] - mixer.conv_kernel + 1, 0) :], state, length)
+        gate = self.gate_proj(x_BLD).unflatten(-1, (mixer.num_value_heads, -1))
+        normed = self.norm(out.transpose(1, 2)) * F.silu(gate)
+        return self.o_proj(normed.flatten(2))
+
+    def _inputs(self, convolved: Tensor, x_BLD: Tensor) -> DeltaInputs:
+        mixer = self.mixer
+        q, k, v = convolved.split([mixer.key_width, mixer.key_width, mixer.value_width], dim=-1)
+        repeats = mixer.num_value_heads // mixer.num_key_heads
+        q, k = (
+            x.unflatten(-1, (mixer.num_key_heads, -1)).repeat_interleave(repeats, dim=2).transpose(1, 2)
+            for x in (q, k)
+        )
+        v = v.unflatten(-1, (mixer.num_value_heads, -1)).transpose(1, 2)
+        decay = self.decay_proj(x_BLD)
+        wide = decay if decay.dtype == torch.float64 else decay.float()
+        rate = self.log_rate.to(wide.dtype).exp()
+        log_decay = -rate * F.softplus(wide + self.decay_bias.to(wide.dtype))
+        beta = torch.sigmoid(self.beta_proj(x_BLD))
+        return DeltaInputs(q, k, v, log_decay.transpose(1, 2), beta.transpose(1, 2))
+
+
+def _segments(document_ids_BL: Tensor | None) -> Tensor | None:
+    """int64 [B, L]: the number of boundaries before each token."""
+    if document_ids_BL is None:
+        return None
+    new = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+    return F.pad(new.long().cumsum(dim=1), (1, 0))

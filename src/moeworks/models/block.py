@@ -1,0 +1,108 @@
+"""One layer of a decoder: a mixer and a feed-forward block around the residual stream."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from moeworks.config.mixers import (
+    GatedDeltaConfig,
+    MixerConfig,
+    MixtureOfAttentionConfig,
+    MLAConfig,
+)
+from moeworks.config.model import ModelConfig
+from moeworks.layers.attention import GQAttention
+from moeworks.layers.gated_delta import GatedDeltaNet
+from moeworks.layers.inputs import MixerInputs
+from moeworks.layers.mixture_of_attention import MixtureOfAttention
+from moeworks.layers.mla import MLAttention
+from moeworks.layers.mlp import MLP
+from moeworks.layers.moe import MoE
+from moeworks.layers.norm import make_norm
+from moeworks.ops.backends import Backend
+from moeworks.ops.routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class BlockContext:
+    """What the blocks need beside the stream."""
+
+    valid_BL: Tensor | None
+    """bool, False for padding."""
+    sequence_ids_BL: Tensor | None
+    """int64, the sequence of each token."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRoutings:
+    """The decisions that one layer took."""
+
+    feed_forward: Routing | None = None
+    """Of its MoE."""
+    attention: Routing | None = None
+    """Of its mixture of attention."""
+
+
+class Block(nn.Module):
+    """x + f(norm(x)) for a mixer and then for a dense block or a MoE; or norms after, or on both sides."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.scale = config.residual_scale
+        self.placement = config.norm.placement
+        self.attention_norm = make_norm(config, config.d_model)
+        self.attention = build_mixer(config, config.mixer(layer))
+        self.mlp_norm = make_norm(config, config.d_model)
+        mlp = config.mlp
+        self.mlp = (
+            MoE(config.moe, backend=backend)
+            if layer in config.moe_layers
+            else MLP(config.d_model, mlp.d_ff, mlp.mlp_activation, bias=mlp.mlp_bias)
+        )
+        if self.placement == "sandwich":
+            self.attention_post_norm = make_norm(config, config.d_model)
+            self.mlp_post_norm = make_norm(config, config.d_model)
+
+    def forward(
+        self, x_BLD: Tensor, inputs: MixerInputs, context: BlockContext, cache: Any = None
+    ) -> tuple[Tensor, BlockRoutings]:
+        """The stream [B, L, D] after this layer, and its routing decisions. `cache` fits the mixer's kind."""
+        pre = self.placement != "post"
+        attended = self.attention(self.attention_norm(x_BLD) if pre else x_BLD, inputs, cache)
+        attention_routing = None
+        if isinstance(attended, tuple):
+            attended, routing = attended
+            attention_routing = replace(
+                routing,
+                valid_T=None if context.valid_BL is None else context.valid_BL.reshape(-1),
+                sequence_ids_T=None
+                if context.sequence_ids_BL is None
+                else context.sequence_ids_BL.reshape(-1),
+            )
+        x_BLD = self._add(x_BLD, attended, "attention")
+        normed = self.mlp_norm(x_BLD) if pre else x_BLD
+        if isinstance(self.mlp, MoE):
+            y_BLD, routing = self.mlp(normed, valid=context.valid_BL, sequence_ids=context.sequence_ids_BL)
+        else:
+            y_BLD, routing = self.mlp(normed), None
+        return self._add(x_BLD, y_BLD, "mlp"), BlockRoutings(routing, attention_routing)
+
+    def _add(self, x_BLD: Tensor, y_BLD: Tensor, part: str) -> Tensor:
+        """The stream with a part's result added, normalised where norms come after."""
+        if self.placement == "post":
+            y_BLD = getattr(self, f"{part}_norm")(y_BLD)
+        elif self.placement == "sandwich":
+            y_BLD = getattr(self, f"{part}_post_norm")(y_BLD)
+        return x_BLD + (y_BLD if self.scale == 1.0 else y_BLD * self.scale)
+
+
+def build_mixer(config: ModelConfig, mixer: MixerConfig) -> nn.Module:
+    """The layer of a mixer's kind."""
+    if isinstance(mixer, MLAConfig):
+        return MLAttention(config, mixer)
+    if isinstance(mixer, GatedDeltaConfig):
+        return GatedDeltaNet(config, mixer)
+    if isinstance(mixer, MixtureOfAttentionConfig):
+        return MixtureOfAttention(config, mixer)
+    return GQAttention(config, mixer)
