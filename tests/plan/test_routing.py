@@ -156,3 +156,13 @@ def test_nothing_is_sent_on_one_device():
     traffic = expert_traffic(published("mixtral-8x7b"), 1)
     assert traffic.bytes_per_token == traffic.bytes_per_token_layer_per_expert == 0
     assert traffic.per_token == pytest.approx(1)
+
+
+def test_hostile_sizes_take_no_time():
+    """More devices than experts, and experts by the ten thousand."""
+    assert expected_devices(V3, 1_000_000) == pytest.approx(expected_devices(V3, 256)) == pytest.approx(8)
+    huge = RouterConfig(num_experts=50_000, top_k=20_000)
+    assert expected_devices(huge, 999) == pytest.approx(999)
+    assert most_places(huge, 10**6) == 20_000
+    with pytest.raises(ConfigError, match=r"router.num_experts = 10000000: exceeds 131,072"):
+        expected_devices(RouterConfig(num_experts=10**7, top_k=10**6), 8)

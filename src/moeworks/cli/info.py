@@ -13,7 +13,7 @@ import tyro
 
 from moeworks.cli.amounts import bytes_text, count_text, flops_text
 from moeworks.cli.model_words import shape_record, shape_rows
-from moeworks.cli.output import as_record, console, facts, grid, print_json
+from moeworks.cli.output import as_record, console, facts, grid, notes, print_json
 from moeworks.cli.resolve import Described, resolve
 from moeworks.errors import ConfigError
 from moeworks.families import BY_PRESET
@@ -84,8 +84,7 @@ def _print(described: Described, figures: ModelFigures) -> None:
     out = console()
     out.print(f"[bold]{described.name}[/bold] (family {described.family}): {parameters_text(figures)}")
     stored = [("stored as", described.stored)] if described.stored else []
-    for name, words in [*shape_rows(described.model), *stored]:
-        out.print(f"  {name:<9} {words}", markup=False)
+    out.print(notes([*shape_rows(described.model), *stored], style=""))
     counts = figures.parameters
     rows = [("total", f"{counts.total:,}", "all; MTP layers left out" if counts.mtp else "all")]
     rows += [
@@ -155,7 +154,7 @@ def _print_list(*, as_json: bool) -> None:
         routed += f" + {moe.num_shared_experts}" if moe.num_shared_experts and entry.model.moe_layers else ""
         rows.append([
             entry.name, count_text(counts.total), count_text(counts.active), routed,
-            str(entry.model.num_layers), f"{figure.kv_bytes_per_token:,}", entry.family,
+            str(entry.model.num_layers), f"{figure.kv_bytes_per_token:,}",
         ])  # fmt: skip
-    header = ["preset", "parameters", "active", "experts", "layers", "cache B/token", "family"]
+    header = ["preset", "parameters", "active", "experts", "layers", "cache B/token"]
     console().print(grid("", header, rows))

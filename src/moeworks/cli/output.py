@@ -47,14 +47,21 @@ def facts(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
 
 
 def grid(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table with a header whose first column is names and whose others are right-aligned."""
-    first, *others = header
+    """A table with a header whose first column is names and whose others are right-aligned; nothing wraps."""
     table = Table(
-        first, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-        header_style="dim",
-    )  # fmt: skip
-    for name in others:
-        table.add_column(name, justify="right")
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+    )
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def notes(rows: Iterable[tuple[str, str]], style: str = "dim") -> Table:
+    """Names and sentences, which wrap beside their names."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for name, words in rows:
+        table.add_row(name, Text(words, style=style))
     return table

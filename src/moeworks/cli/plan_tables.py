@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from rich.console import Group
 from rich.table import Table
 
 from moeworks.cli.amounts import bytes_text, count_text, flops_text, seconds_text
-from moeworks.cli.output import facts, grid
+from moeworks.cli.output import facts, grid, notes
 from moeworks.config.model import ModelConfig
 from moeworks.plan.devices import DEVICES, Device
 from moeworks.plan.figures import ModelFigures
@@ -30,28 +31,26 @@ def device_words(device: Device) -> str:
     return f"{device.name}: {', '.join(parts)} ({device.source})"
 
 
-def device_list() -> Table:
-    """All devices."""
-    rows = []
-    for device in DEVICES.values():
-        peaks = [
-            flops_text(device.flops[kind], per_second=True).removesuffix("FLOP/s")
-            if kind in device.flops
-            else NONE
-            for kind in ("fp32", "bf16", "fp8")
-        ]
-        rows.append([
-            device.name, bytes_text(device.memory or 0), f"{bytes_text(device.bandwidth or 0)}/s", *peaks,
-            f"{bytes_text(device.link)}/s" if device.link else NONE, device.source,
-        ])  # fmt: skip
-    table = grid("", ["device", "memory", "bandwidth", "fp32", "bf16", "fp8 FLOP/s", "link"], [])
-    table.add_column("source", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def device_list() -> Group:
+    """All devices, and the sources of their figures."""
+    header = ["device", "memory", "bandwidth", "fp32", "bf16", "fp8 FLOP/s", "link"]
+    table = grid("", header, (_device_row(device) for device in DEVICES.values()))
+    sources = notes((device.name, device.source) for device in DEVICES.values())
+    return Group(table, "", "Sources", sources)
 
 
-def serving_tables(model: ModelConfig, figures: ModelFigures, plan: ServingPlan) -> Iterator[Table]:
+def _device_row(device: Device) -> list[str]:
+    peaks = [device.flops.get(kind) for kind in ("fp32", "bf16", "fp8")]
+    return [
+        device.name,
+        bytes_text(device.memory or 0),
+        f"{bytes_text(device.bandwidth or 0)}/s",
+        *(flops_text(peak, per_second=True).removesuffix("FLOP/s") if peak else NONE for peak in peaks),
+        f"{bytes_text(device.link)}/s" if device.link else NONE,
+    ]
+
+
+def serving_tables(model: ModelConfig, figures: ModelFigures, plan: ServingPlan) -> Iterator[Table | Group]:
     """What must be held, on how many devices, how fast it decodes, and what the devices send."""
     yield _held(figures, plan)
     if plan.device.parameters is not None:
@@ -95,10 +94,11 @@ def _held(figures: ModelFigures, plan: ServingPlan) -> Table:
     per_token = f"{figures.kv_bytes_per_token:,} B"
     cache = f"{request.kv_dtype}: {request.batch:,} x {request.context:,} tokens x {per_token}"
     cache += ", but for windows, chunks or states" if windows else ""
+    weights = request.dtype + (", MTP layers left out" if figures.parameters.mtp else "")
     return facts(
         "To be held",
         [
-            ("weights", bytes_text(plan.weight_bytes), request.dtype),
+            ("weights", bytes_text(plan.weight_bytes), weights),
             ("cache", bytes_text(plan.cache_bytes), cache),
             ("activations", bytes_text(plan.activation_bytes), "on each device, an estimate"),
         ],
@@ -110,44 +110,40 @@ def _distinct(plan: ServingPlan) -> tuple[SplitPlan, ...]:
     return plan.splits[:1] if all(split.devices == 1 for split in plan.splits) else plan.splits
 
 
-def _memory(plan: ServingPlan) -> Table:
-    rows = []
-    for split in _distinct(plan):
-        if split.load is None:
-            rows.append([split.split, NONE, NONE, NONE, NONE, NONE, NONE, split.problem or ""])
-            continue
-        load = split.load
-        rows.append([
-            split.split, f"{split.devices:,}", bytes_text(load.weights), bytes_text(load.cache),
-            bytes_text(load.activations), bytes_text(load.total), f"{split.most_sequences:,}",
-            split.problem or ("" if len(_distinct(plan)) == 1 else SPLITS[split.split]),
-        ])  # fmt: skip
+def _memory(plan: ServingPlan) -> Group:
+    splits = _distinct(plan)
     usable = bytes_text(plan.usable_bytes or 0)
     share = f"{plan.request.memory_fraction:.0%} of {bytes_text(plan.device.memory or 0)}"
-    title = f"Devices, and what the fullest holds of its usable {usable} ({share})"
-    header = ["split", "devices", "weights", "cache", "activations", "together", "sequences that fit"]
-    table = grid(title, header, [])
-    table.add_column("")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    title = f"Devices, and what the fullest holds ({usable} usable, {share})"
+    header = ["split", "devices", "weights", "cache", "activations", "together", "most sequences"]
+    words = [(split.split, split.problem or SPLITS[split.split]) for split in splits]
+    if len(splits) == 1:
+        words = [(split.split, split.problem) for split in splits if split.problem]
+    return Group(grid(title, header, map(_memory_row, splits)), notes(words))
+
+
+def _memory_row(split: SplitPlan) -> list[str]:
+    load = split.load
+    if load is None:
+        return [split.split, *[NONE] * 6]
+    return [
+        split.split,
+        f"{split.devices:,}",
+        bytes_text(load.weights),
+        bytes_text(load.cache),
+        bytes_text(load.activations),
+        bytes_text(load.total),
+        f"{split.most_sequences:,}",
+    ]
 
 
 def _speed(plan: ServingPlan) -> Table:
-    header = [
-        "split",
-        "devices",
-        "reads/device",
-        "step",
-        "tokens/s",
-        "per sequence",
-        "bound by",
-        "reading one prompt",
-    ]
-    rows = [_speed_row(split) for split in _distinct(plan) if split.decode is not None]
-    return grid(
-        f"Decode at token {plan.request.context:,}, batch {plan.request.batch:,}: at most", header, rows
+    request = plan.request
+    title = (
+        f"Decode at token {request.context:,} of {request.batch:,} sequence(s), at best; prompt: reading one"
     )
+    header = ["split", "devices", "reads", "step", "tokens/s", "a sequence", "bound by", "prompt"]
+    return grid(title, header, [_speed_row(split) for split in _distinct(plan) if split.decode is not None])
 
 
 def _speed_row(split: SplitPlan) -> list[str]:

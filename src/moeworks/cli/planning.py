@@ -9,7 +9,7 @@ seconds, FLOPs and counts are plain numbers in these units; the dataclasses' fie
 import math
 
 from moeworks.cli.info import DEFAULT_CONTEXT, info_record, parameters_text
-from moeworks.cli.output import as_record, console, print_json
+from moeworks.cli.output import as_record, console, notes, print_json
 from moeworks.cli.plan import PlanRequest
 from moeworks.cli.plan_tables import device_list, device_words, serving_tables, training_tables
 from moeworks.cli.resolve import Described, resolve
@@ -104,5 +104,4 @@ def _print(
         out.print()
         out.print(table)
     out.print("\nWhat dominates", style="bold")
-    for sentence in verdicts:
-        out.print(f"  {sentence}", markup=False)
+    out.print(notes((("-", sentence) for sentence in verdicts), style=""))

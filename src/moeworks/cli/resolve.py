@@ -10,8 +10,9 @@ from moeworks.config.codec import from_dict
 from moeworks.config.model import ModelConfig
 from moeworks.config.presets import PRESETS, preset
 from moeworks.config.run import RunConfig
-from moeworks.errors import ConfigError, nearest
+from moeworks.errors import ConfigError, check, nearest
 from moeworks.families import BY_MODEL_TYPE, BY_PRESET, family_of
+from moeworks.families.base import MAX_LAYERS
 
 LARGEST_CONFIG = 16 * 2**20
 """Bytes; published ones have a few thousand."""
@@ -40,9 +41,9 @@ def resolve(text: str) -> Described:
     """
     path = Path(text)
     try:
-        if path.is_dir():
+        if text and path.is_dir():
             return _from_folder(path)
-        if path.is_file():
+        if text and path.is_file():
             return _from_file(path)
     except OSError as error:
         raise ConfigError(f"{text[:200]!r}: cannot be read: {error.strerror}") from error
@@ -75,6 +76,10 @@ def _from_file(path: Path) -> Described:
     data = _read(path)
     try:
         if "model_type" not in data and isinstance(data.get("model"), dict):
+            layers = data["model"].get("num_layers")
+            check(
+                type(layers) is not int or layers <= MAX_LAYERS, "num_layers", layers, f"exceeds {MAX_LAYERS}"
+            )
             return Described(str(path), "moeworks", from_dict(RunConfig, data).model)
         kind = data.get("model_type")
         if not isinstance(kind, str) or kind not in BY_MODEL_TYPE:

@@ -1,5 +1,6 @@
 """Who holds what: weights, caches and activations on each device, and how many devices that takes."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -133,7 +134,8 @@ def allowed_devices(model: ModelConfig, split: Split, batch: int) -> list[int] |
     """
     if split == "tensor":
         heads = divisible_heads(model)
-        return [n for n in range(1, heads + 1) if heads % n == 0]
+        small = [n for n in range(1, math.isqrt(heads) + 1) if heads % n == 0]
+        return sorted({*small, *(heads // n for n in small)})
     return MOST_DEVICES if split == "even" else max(model.router.num_experts, batch)
 
 

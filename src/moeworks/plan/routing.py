@@ -10,6 +10,9 @@ from math import comb
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.errors import check
 
+MOST_ROUTES = 2**17
+"""Hundreds of times what published routers have: binomials of more would take minutes."""
+
 
 def expected_experts_touched(
     num_experts: int, top_k: int, tokens: int, num_routes: int | None = None
@@ -50,17 +53,22 @@ def expected_devices(router: RouterConfig, devices: int, *, limited: bool = True
     >>> round(expected_devices(RouterConfig(num_experts=256, top_k=8), 8), 3)
     5.295
     """
+    routes = router.num_routes
+    check(routes <= MOST_ROUTES, "router.num_experts", routes, f"exceeds {MOST_ROUTES:,}")
     groups, keep = (router.num_groups, router.top_k_groups) if limited else (1, 1)
     size = router.num_routes // groups
     hit, first = 0.0, 0
-    for held in shares(router.num_experts, devices):
+    missed: dict[tuple[int, ...], float] = {}  # devices that lie alike in their groups are alike
+    for held in shares(router.num_experts, min(devices, router.num_experts)):
         in_groups = _overlaps(first, held, size)
-        hit += 1.0 - _missed(in_groups, groups, keep, size, router.top_k)
+        if in_groups not in missed:
+            missed[in_groups] = _missed(in_groups, groups, keep, size, router.top_k)
+        hit += 1.0 - missed[in_groups]
         first += held
     return hit
 
 
-def _overlaps(first: int, held: int, size: int) -> list[int]:
+def _overlaps(first: int, held: int, size: int) -> tuple[int, ...]:
     """How many of the experts first .. first + held - 1 lie in each group of `size` that has some."""
     counts: list[int] = []
     end = first + held
@@ -68,10 +76,10 @@ def _overlaps(first: int, held: int, size: int) -> list[int]:
         step = min(end, (first // size + 1) * size) - first
         counts.append(step)
         first += step
-    return counts
+    return tuple(counts)
 
 
-def _missed(in_groups: list[int], groups: int, keep: int, size: int, top_k: int) -> float:
+def _missed(in_groups: tuple[int, ...], groups: int, keep: int, size: int, top_k: int) -> float:
     """Probability that a token uses none of a device's experts, which lie in these numbers in some groups."""
     ways = {(0, 0): 1}  # (groups drawn, experts of the device in them): number of draws
     for count in in_groups:
@@ -134,13 +142,12 @@ def expert_traffic(
 
 def most_places(router: RouterConfig, places: int) -> int:
     """A bound on the places that one token uses: its top_k experts', and those of its top_k_groups groups."""
-    size = router.num_routes // router.num_groups
-    spans: list[set[int]] = [set() for _ in range(router.num_groups)]
-    first = 0
-    for place, held in enumerate(shares(router.num_experts, places)):
-        for expert in range(first, first + held):
-            spans[expert // size].add(place)
+    size, groups = router.num_routes // router.num_groups, router.num_groups
+    spans, first = [0] * groups, 0
+    for held in shares(router.num_experts, min(places, router.num_experts)):
+        for group in range(first // size, (first + held - 1) // size + 1):
+            spans[group] += 1
         first += held
-    # Contiguous placement: neighbouring groups share at most one place, so the widest groups bound it.
-    widest = sorted((len(span) for span in spans), reverse=True)[: router.top_k_groups]
+    # Experts lie in order: neighbouring groups may share a place, so the widest groups give a bound.
+    widest = sorted(spans, reverse=True)[: router.top_k_groups]
     return min(router.top_k, places, sum(widest))

@@ -1,5 +1,6 @@
 """Time, memory and money of a training run."""
 
+import math
 from dataclasses import dataclass
 
 from moeworks.config.count import count_flops, count_parameters
@@ -64,7 +65,8 @@ def plan_training(
     """
     check(0 < mfu <= 1, "mfu", mfu, "must lie above 0 and be at most 1")
     check(devices >= 1, "gpus", devices, "must be at least 1")
-    check(price_per_hour is None or price_per_hour >= 0, "price", price_per_hour, "must not be negative")
+    price = price_per_hour
+    check(price is None or 0 <= price < math.inf, "price", price, "must not be negative, and finite")
     peak = device.peak("bf16")
     check(peak is not None, "gpu", device.name, "its peak FLOP/s are not known, and training time needs them")
     assert peak is not None
