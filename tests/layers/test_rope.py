@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeworks.layers.rope import apply_rope, rope_table
+from moeworks.config import RopeConfig
+from moeworks.errors import ConfigError
+from moeworks.layers.rope import (
+    apply_rope,
+    attention_factor,
+    rope_angles,
+    rope_frequencies,
+    rope_table,
+    yarn_mscale,
+)
 
 
 def test_the_table_holds_cosines_and_sines():
@@ -59,3 +68,76 @@ def test_lengths_are_kept():
 
 def test_the_dtype_is_kept():
     assert apply_rope(torch.randn(1, 1, 3, 4).bfloat16(), rope_table(3, 4, 10.0)).dtype == torch.bfloat16
+
+
+def test_neighbours_pair_in_the_interleaved_style():
+    x = torch.zeros(1, 1, 2, 4)
+    x[0, 0, 1, 0] = 1
+    turned = apply_rope(x, rope_table(2, 4, 10_000.0), "interleaved")[0, 0, 1]
+    torch.testing.assert_close(turned, torch.tensor([math.cos(1), math.sin(1), 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_values_beyond_the_table_stay(style):
+    x = torch.randn(2, 3, 5, 10)
+    turned = apply_rope(x, rope_table(5, 6, 100.0), style)
+    assert torch.equal(turned[..., 6:], x[..., 6:])
+    assert not torch.equal(turned[:, :, 1:, :6], x[:, :, 1:, :6])
+
+
+def test_scalings_stretch_slow_frequencies_and_leave_fast_ones():
+    plain = rope_frequencies(10_000.0, RopeConfig(), 32)
+    common = dict(factor=8.0, original_max_seq_len=512)
+    for scaling in ("yarn", "llama3"):
+        scaled = rope_frequencies(10_000.0, RopeConfig(scaling=scaling, **common), 32)
+        assert scaled[0] == plain[0]
+        assert scaled[-1] == pytest.approx(plain[-1] / 8)
+        assert all(p / 8 - 1e-15 <= s <= p for s, p in zip(scaled, plain, strict=True))
+    assert rope_frequencies(10_000.0, RopeConfig(scaling="linear", factor=8.0), 32) == tuple(
+        p / 8 for p in plain
+    )
+
+
+def test_ntk_alpha_raises_the_base():
+    scaled = rope_frequencies(10_000.0, RopeConfig(scaling="ntk_alpha", factor=1000.0), 32)
+    assert scaled == rope_frequencies(10_000.0 * 1000.0 ** (32 / 30), RopeConfig(), 32)
+
+
+def test_longrope_changes_its_factors_with_the_length():
+    rope = RopeConfig(
+        scaling="longrope",
+        original_max_seq_len=16,
+        factor=4.0,
+        short_factors=(1.0, 2.0),
+        long_factors=(4.0, 8.0),
+    )
+    places = torch.arange(5)
+    short, long = (rope_angles(places, 100.0, rope, 4, longest=n) for n in (16, 17))
+    assert not torch.allclose(short, long)
+    assert attention_factor(rope) == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+    with pytest.raises(ConfigError, match=r"rope\.long_factors = 2: must be 3"):
+        rope_angles(places, 100.0, rope, 6)
+
+
+def test_yarns_temperature():
+    assert yarn_mscale(1.0) == 1.0 == yarn_mscale(0.5)
+    assert yarn_mscale(40.0, 0.707) == pytest.approx(1 + 0.0707 * math.log(40))
+    rope = RopeConfig(
+        scaling="yarn", factor=40.0, original_max_seq_len=4096, mscale=0.707, mscale_all_dim=0.707
+    )
+    assert attention_factor(rope) == 1.0
+    assert attention_factor(RopeConfig(scaling="yarn", factor=40.0, original_max_seq_len=4096)) > 1.3
+    assert (
+        attention_factor(RopeConfig(scaling="yarn", factor=4, original_max_seq_len=8, attention_factor=2))
+        == 2
+    )
+    assert attention_factor(RopeConfig()) == 1.0
+
+
+def test_rows_may_start_at_different_positions():
+    positions = torch.tensor([[[0, 1, 2]], [[5, 6, 7]]])
+    table = rope_angles(positions, 100.0, RopeConfig(), 8)
+    x = torch.randn(2, 3, 3, 8)
+    whole = rope_table(8, 8, 100.0)
+    want = torch.stack([apply_rope(x[0], whole[:, :3]), apply_rope(x[1], whole[:, 5:])])
+    torch.testing.assert_close(apply_rope(x, table), want)

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from moeworks.config.model import GATED
 from moeworks.ops.activations import activate, activate_backward
 
-ALL = ["swiglu", "geglu", "relu", "gelu", "relu2"]
+ALL = ["swiglu", "geglu", "geglu_tanh", "clamped_swiglu", "relu", "gelu", "relu2"]
 
 
 def phi(h: float) -> float:
@@ -13,7 +14,20 @@ def phi(h: float) -> float:
     return 0.5 * (1 + math.erf(h / math.sqrt(2)))
 
 
+def clamped(g: float, u: float) -> float:
+    """gpt-oss's: the gate is clamped from above, the other factor on both sides, and 1 is added to it."""
+    g, u = min(g, 7.0), max(-7.0, min(u, 7.0))
+    return g / (1 + math.exp(-1.702 * g)) * (u + 1)
+
+
+def gelu_tanh(h: float) -> float:
+    """The approximation of Hendrycks and Gimpel (2016)."""
+    return 0.5 * h * (1 + math.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+
+
 CLOSED_FORMS = {
+    "clamped_swiglu": clamped,
+    "geglu_tanh": lambda g, u: gelu_tanh(g) * u,
     "swiglu": lambda g, u: g / (1 + math.exp(-g)) * u,
     "geglu": lambda g, u: g * phi(g) * u,
     "relu": lambda h: max(h, 0.0),
@@ -24,10 +38,10 @@ CLOSED_FORMS = {
 
 @pytest.mark.parametrize("activation", ALL)
 def test_closed_form(activation):
-    hidden = torch.tensor([-2.0, -0.5, 0.0, 0.3, 1.0, 4.0], dtype=torch.float64)
-    values = hidden.tolist()
-    if activation in ("swiglu", "geglu"):
-        want = [CLOSED_FORMS[activation](values[i], values[3 + i]) for i in range(3)]
+    values = [-2.0, -0.5, 0.0, 9.0, 0.3, 1.0, 4.0, -8.0]
+    hidden = torch.tensor(values, dtype=torch.float64)
+    if activation in GATED:
+        want = [CLOSED_FORMS[activation](values[i], values[4 + i]) for i in range(4)]
     else:
         want = [CLOSED_FORMS[activation](h) for h in values]
     torch.testing.assert_close(activate(hidden, activation), torch.tensor(want, dtype=torch.float64))

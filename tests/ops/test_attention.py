@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from moeworks.ops.attention import causal_attention, document_mask
+from moeworks.ops.attention import (
+    DocumentMask,
+    causal_attention,
+    document_mask,
+    explicit_attention,
+    visible,
+)
 
 
 def random_qkv(batch=2, heads=4, kv_heads=2, length=6, keys=None, width=5):
@@ -73,3 +79,50 @@ def test_one_mask_for_all_rows_gives_the_same(monkeypatch):
     assert everywhere.rows_R is None and everywhere.mask_R1LL.shape == (3, 1, 6, 6)
     monkeypatch.undo()
     torch.testing.assert_close(causal_attention(q, k, v, everywhere), chosen_rows, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+def test_written_out_attention_is_the_same_without_sinks_and_caps(documents):
+    q, k, v = random_qkv(batch=3)
+    mask = None if documents is None else document_mask(documents)
+    got = explicit_attention(q, k, v, mask, scale=5**-0.5)
+    torch.testing.assert_close(got, causal_attention(q, k, v, mask), rtol=1e-12, atol=1e-12)
+
+
+def test_a_sink_takes_its_share_of_the_softmax():
+    q, k, v = random_qkv()
+    sinks = torch.randn(4, dtype=torch.float64)
+    got = explicit_attention(q, k, v, scale=0.7, sinks_H=sinks)
+    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        scores = torch.stack([q[b, h, i] @ k[b, h // 2, j] * 0.7 for j in range(i + 1)])
+        weights = torch.cat([scores, sinks[h : h + 1]]).softmax(0)[:-1]
+        torch.testing.assert_close(got[b, h, i], weights @ v[b, h // 2, : i + 1], rtol=1e-11, atol=1e-11)
+
+
+def test_capped_scores_stay_below_the_cap():
+    q, k, v = random_qkv()
+    capped = explicit_attention(q * 100, k, v, scale=1.0, softcap=1e-9)
+    mean = v.cumsum(2) / torch.arange(1, 7).view(1, 1, -1, 1)
+    torch.testing.assert_close(capped, mean.repeat_interleave(2, dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_the_scale_multiplies_the_scores():
+    q, k, v = random_qkv()
+    torch.testing.assert_close(causal_attention(q, k, v, scale=0.3), causal_attention(q * 0.3 * 5**0.5, k, v))
+
+
+def test_windows_chunks_and_padding_by_hand():
+    queries, keys = torch.arange(3, 9), torch.arange(9)
+    window, chunk = visible(queries, keys, window=3), visible(queries, keys, chunk=4)
+    for row, i in enumerate(queries.tolist()):
+        assert window[row].tolist() == [i - 3 < j <= i for j in range(9)]
+        assert chunk[row].tolist() == [j <= i and j // 4 == i // 4 for j in range(9)]
+    padded = visible(torch.tensor([-1, 0, 1]), torch.tensor([-1, 0, 1]))
+    assert padded.tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+
+
+def test_a_mask_for_all_rows_may_bound_cached_keys():
+    q, k, v = random_qkv(length=2, keys=6)
+    mask = DocumentMask(None, visible(torch.tensor([4, 5]), torch.arange(6), window=2)[None, None])
+    want = by_hand(q, k, v, lambda b, i, j: i + 4 - 2 < j <= i + 4)
+    torch.testing.assert_close(causal_attention(q, k, v, mask), want, rtol=1e-12, atol=1e-12)

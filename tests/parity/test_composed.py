@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import torch
-from parity_models import GROUPED, PLAIN, SIZES, randomise_
+from parity_models import randomise_
 from safetensors.torch import load_file, save_file
+from tiny_families import GROUPED, PLAIN, SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaConfig, LlamaRotaryEmbedding
 from transformers.models.switch_transformers.modeling_switch_transformers import (

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from parity_models import TINY
+from tiny_families import TINY
 from transformers import AutoModelForCausalLM
 
 from moeworks import Decoder, load, save

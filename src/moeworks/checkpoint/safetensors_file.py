@@ -68,7 +68,7 @@ class SafetensorsFile:
         Reading is faster than copying from the map, whose every page must be faulted in.
         """
         info = self.tensors[name]
-        rest = memoryview(out.view(-1).view(torch.uint8).numpy())
+        rest = memoryview(out.view(-1).view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
         place = info.start
         while rest:
             count = os.preadv(self._file.fileno(), [rest], place)

@@ -33,7 +33,7 @@ FIELDS = (
     *DECODER,
     *MLA,
     *GROUPED_ROUTER,
-    Field("num_nextn_predict_layers", "num_mtp_layers", 0),
+    Field("num_nextn_predict_layers", "num_mtp_layers", 0, also=("num_mtp_layers",)),
 )
 FIXED = {
     "hidden_act": ("silu",),

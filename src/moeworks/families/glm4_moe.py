@@ -33,7 +33,7 @@ FAMILY = Family(
         *GROUPED_ROUTER,
         Field("attention_bias", "attention.qkv_bias", False),
         Field("use_qk_norm", "attention.qk_norm", False),
-        Field("num_nextn_predict_layers", "num_mtp_layers", 0),
+        Field("num_nextn_predict_layers", "num_mtp_layers", 0, also=("num_mtp_layers",)),
     ),
     fixed={"hidden_act": ("silu",)},
     weights=GLM,
