@@ -4,7 +4,9 @@ import pytest
 
 from moeworks.cli.info import parse
 from moeworks.cli.main import main
+from moeworks.config.codec import to_dict
 from moeworks.config.count import count_parameters
+from moeworks.config.presets import preset
 from moeworks.errors import ConfigError
 from moeworks.families import BY_PRESET, published
 
@@ -73,6 +75,13 @@ def test_a_run(printed, finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert record["parameters"]["total"] == summary["parameters"]["total"]
     assert f"{record['parameters']['active']:,}" in printed(str(finished))
+
+
+def test_names_are_no_markup(printed, tmp_path):
+    folder = tmp_path / "[bold]x[italic]"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(preset("smoke"))))
+    assert "[bold]x[italic]" in printed(str(folder)).replace("\n", "")
 
 
 def test_the_list(printed):

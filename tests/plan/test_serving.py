@@ -78,9 +78,10 @@ def test_one_device_sends_nothing():
 
 
 def test_exchange_time_is_bytes_over_links():
-    plan = plan_serving(V3, H200, ServingRequest(dtype="fp8", devices=16, batch=32))
+    plan = plan_serving(V3, H200, ServingRequest(dtype="fp8", devices=16, batch=32, devices_per_node=16))
     per_token = plan.traffic_devices.bytes_per_token
     assert plan.exchange_seconds == pytest.approx(32 * per_token / (16 * 450e9))
+    assert plan_serving(V3, H200, ServingRequest(dtype="fp8", devices=16)).exchange_seconds is None
     assert plan_serving(V3, device_named("l40s"), ServingRequest(dtype="fp8")).exchange_seconds is None
 
 

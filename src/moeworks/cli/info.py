@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from moeworks.cli.amounts import bytes_text, count_text, flops_text
 from moeworks.cli.model_words import shape_record, shape_rows
@@ -72,17 +73,18 @@ def info_record(described: Described, figures: ModelFigures) -> dict[str, object
     return head | shape_record(described.model) | as_record(figures)
 
 
-def parameters_text(figures: ModelFigures) -> str:
-    """Total and active parameters in a few words."""
+def headline(described: Described, figures: ModelFigures) -> Text:
+    """The model, its family, and its total and active parameters."""
     counts = figures.parameters
-    if counts.active == counts.total:
-        return f"{count_text(counts.total)} parameters, dense"
-    return f"{count_text(counts.total)} parameters, {count_text(counts.active)} active per token"
+    words = f" (family {described.family}): {count_text(counts.total)} parameters, "
+    dense = counts.active == counts.total
+    words += "dense" if dense else f"{count_text(counts.active)} active per token"
+    return Text(described.name, style="bold").append(words, style="not bold")
 
 
 def _print(described: Described, figures: ModelFigures) -> None:
     out = console()
-    out.print(f"[bold]{described.name}[/bold] (family {described.family}): {parameters_text(figures)}")
+    out.print(headline(described, figures))
     stored = [("stored as", described.stored)] if described.stored else []
     out.print(notes([*shape_rows(described.model), *stored], style=""))
     counts = figures.parameters

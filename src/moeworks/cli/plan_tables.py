@@ -139,9 +139,8 @@ def _memory_row(split: SplitPlan) -> list[str]:
 
 def _speed(plan: ServingPlan) -> Table:
     request = plan.request
-    title = (
-        f"Decode at token {request.context:,} of {request.batch:,} sequence(s), at best; prompt: reading one"
-    )
+    when = f"token {request.context:,}, batch {request.batch:,}"
+    title = f"Decode at {when}, at best (prompt: reading one)"
     header = ["split", "devices", "reads", "step", "tokens/s", "a sequence", "bound by", "prompt"]
     return grid(title, header, [_speed_row(split) for split in _distinct(plan) if split.decode is not None])
 

@@ -8,7 +8,7 @@ seconds, FLOPs and counts are plain numbers in these units; the dataclasses' fie
 
 import math
 
-from moeworks.cli.info import DEFAULT_CONTEXT, info_record, parameters_text
+from moeworks.cli.info import DEFAULT_CONTEXT, headline, info_record
 from moeworks.cli.output import as_record, console, notes, print_json
 from moeworks.cli.plan import PlanRequest
 from moeworks.cli.plan_tables import device_list, device_words, serving_tables, training_tables
@@ -91,7 +91,7 @@ def _print(
     note: str | None,
 ) -> None:
     out = console()
-    out.print(f"[bold]{described.name}[/bold] (family {described.family}): {parameters_text(figures)}")
+    out.print(headline(described, figures))
     out.print(device_words(request.device), markup=False)
     if note is not None:
         out.print(f"note: {note}", style="yellow")

@@ -108,7 +108,7 @@ class ServingPlan:
     traffic_nodes: Traffic | None
     """The same between nodes of devices_per_node devices; None within one node."""
     exchange_seconds: float | None
-    """What a decode step's traffic between devices takes at full link speed; None when that is not known."""
+    """What a decode step's traffic takes at full link speed; None between nodes, or without that speed."""
 
 
 def plan_serving(model: ModelConfig, device: Device, request: ServingRequest) -> ServingPlan:
@@ -203,6 +203,6 @@ def _traffic(
     nodes = -(-devices // request.devices_per_node)
     within = expert_traffic(work.model, nodes, dispatch) if nodes > 1 else None
     exchange = None
-    if device.link is not None:
+    if device.link is not None and nodes == 1:
         exchange = work.batch * between.bytes_per_token / (devices * device.link)
     return between, within, exchange
