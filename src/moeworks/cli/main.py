@@ -44,6 +44,16 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.config",
         "print a preset's whole config, every field explained",
     ),
+    "info": Verb(
+        "moeworks.cli.info",
+        "moeworks.cli.info",
+        "parameters, cache and FLOPs of a published model or of a run",
+    ),
+    "plan": Verb(
+        "moeworks.cli.plan",
+        "moeworks.cli.planning",
+        "what serving or training a model takes: devices, speed, traffic, time, money",
+    ),
 }
 
 
