@@ -1,0 +1,84 @@
+"""torch.save's files are read without running anything that is in them."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeworks.errors import DataError
+from moeworks.trace.convert.torch_archive import read_torch_archive
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text()
+PLAIN = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+    ),
+    max_leaves=12,
+)
+
+
+@given(value=PLAIN)
+def test_plain_data(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("torch") / "a.pt"
+    torch.save(value, path)
+    assert read_torch_archive(path) == value
+
+
+def test_tensors_views_and_shared_storages(tmp_path):
+    base = torch.arange(24, dtype=torch.int32).reshape(4, 6)
+    value = OrderedDict(
+        base=base,
+        view=base[1:3, ::2].T,
+        empty=torch.zeros(0, 3),
+        half=torch.randn(5).half(),
+        flag=torch.tensor([True, False]),
+        scalar=torch.tensor(3.5),
+    )
+    torch.save(value, tmp_path / "a.pt")
+    read = read_torch_archive(tmp_path / "a.pt")
+    assert list(read) == list(value)
+    for name, tensor in value.items():
+        assert np.array_equal(read[name], tensor.numpy())
+        assert read[name].dtype == tensor.numpy().dtype
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize("value", [Evil(), {"a": [Evil()]}, np.float64(3), {1, 2}, slice(1)])
+def test_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    torch.save(value, "a.pt")
+    with pytest.raises(DataError, match=r"only tensors and plain data|more than plain data"):
+        read_torch_archive("a.pt")
+    assert os.listdir() == ["a.pt"]
+
+
+def test_other_files(tmp_path):
+    path = tmp_path / "a.pt"
+    with pytest.raises(DataError, match=r"cannot be read as a file of torch\.save"):
+        read_torch_archive(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(DataError, match=r"cannot be read as a file of torch\.save"):
+        read_torch_archive(path)
+    np.savez(tmp_path / "a.npz", a=np.zeros(2))
+    with pytest.raises(DataError, match=r"no data.pkl"):
+        read_torch_archive(tmp_path / "a.npz")
+
+
+def test_truncated(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "b.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"b\.pt: cannot be read"):
+        read_torch_archive(tmp_path / "b.pt")
