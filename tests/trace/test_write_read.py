@@ -92,7 +92,10 @@ def test_arrays_of_one_row_group_are_views_of_arrow(tmp_path):
 
 
 def test_other_readers(tmp_path):
-    """DuckDB and pandas see lists of numbers and labels."""
+    """DuckDB and pandas see lists of numbers and labels, in every column."""
+    path = tmp_path / "all.parquet"
+    write_trace(path, ALL, random_block(ALL, 100))
+    assert len(duckdb.sql(f"select * from '{path}'").fetchall()) == len(pd.read_parquet(path)) == 100
     trace = random_trace(tokens=200)
     path = tmp_path / "t.parquet"
     write_trace(path, trace.header, *trace.blocks())
