@@ -65,8 +65,8 @@ def bootstrap(
     ]
     values = statistic(*sums)
     low, high = np.quantile(values[1:], [(1 - draws.level) / 2, (1 + draws.level) / 2], axis=0)
-    parts = (np.asarray(part) for part in (values[0], low, high))
-    return Interval(*parts, draws.level, documents)
+    estimate = np.asarray(values[0])
+    return Interval(estimate, np.asarray(low), np.asarray(high), draws.level, documents)
 
 
 def document_codes(trace: RoutingTrace) -> tuple[np.ndarray, int]:

@@ -7,6 +7,7 @@ import numpy as np
 from moeworks.errors import check
 from moeworks.trace import ExpertCounts, RoutingTrace
 from moeworks.trace.counts import count_groups
+from moeworks.trace.expected import check_devices
 
 DEAD_LOAD = 0.01
 """An expert is called dead when it takes less than this share of a balanced load (as in ops/load.py)."""
@@ -93,12 +94,7 @@ def device_balancedness(counts: ExpertCounts, num_devices: int) -> np.ndarray:
     """
     total = counts.total()
     experts = total.shape[1]
-    check(
-        num_devices >= 1 and experts % num_devices == 0,
-        "num_devices",
-        num_devices,
-        f"must divide the number of experts, {experts}",
-    )
+    check_devices(experts, num_devices)
     return 1 / (1 + max_vio(total.reshape(len(total), num_devices, -1).sum(axis=2)))
 
 

@@ -9,6 +9,7 @@ from moeworks.analyse.load import shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
 from moeworks.trace.counts import count_groups
+from moeworks.trace.expected import distinct_by_load, distinct_uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +72,3 @@ def _gaps(ids: np.ndarray, clock: np.ndarray, walls: np.ndarray, num_experts: in
     for expert in range(num_experts):
         uses = ticks[bounds[expert] : bounds[expert + 1]]
         yield np.diff(np.sort(np.concatenate([uses, walls]), kind="stable")) - 1
-
-
-def distinct_by_load(used: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """float [n]: expected distinct experts of some independent tokens; used [E] = P(expert chosen)."""
-    return (1 - (1 - np.minimum(used, 1)) ** np.asarray(tokens)[:, None]).sum(axis=1)
-
-
-def distinct_uniform(num_experts: int, top_k: int, tokens: np.ndarray) -> np.ndarray:
-    """float [n]: E (1 - (1 - K/E)^B), the experts that B tokens touch when all choices are alike.
-
-    >>> round(float(distinct_uniform(256, 8, np.array([4]))[0]), 1)
-    30.5
-    """
-    return num_experts * (1 - (1 - top_k / num_experts) ** np.asarray(tokens, np.float64))

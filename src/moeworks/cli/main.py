@@ -44,6 +44,11 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.tracing",
         "record which experts a model chooses for some texts",
     ),
+    "simulate": Verb(
+        "moeworks.cli.simulate",
+        "moeworks.cli.simulation",
+        "what a cache, devices or speculation would do with a trace",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",
