@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from traces import real_trace
 
+from moeworks.analyse.bootstrap import Resampling, bootstrap_load
 from moeworks.analyse.change import change_over_training, overlap
 from moeworks.analyse.coactivation import coactivation
 from moeworks.analyse.confidence import confidence
 from moeworks.analyse.consistency import drift, overlap_by_lag, repeats, run_lengths
 from moeworks.analyse.information import mutual_information
-from moeworks.analyse.load import batch_load_table, load_table
+from moeworks.analyse.load import batch_load_table, device_balancedness, load_table, max_vio
 from moeworks.analyse.specialisation import domain_specialisation, vocabulary_specialisation
 from moeworks.analyse.working_set import working_sets
 from moeworks.trace import RoutingTrace, count_experts, token_columns, write_trace
@@ -77,6 +78,26 @@ def test_load(trace, long):
     counts = long.groupby("e").size().reindex(range(EXPERTS), fill_value=0)
     lorenz = np.r_[0, counts.sort_values().cumsum() / counts.sum()]
     assert found.gini[PLACE] == pytest.approx(1 - (lorenz[1:] + lorenz[:-1]).sum() / EXPERTS)
+
+
+def test_device_balancedness(trace, long):
+    ((balance,),) = sql("select avg(n) / max(n) from (select e // 8 d, count(*) n from a group by d)", long)
+    assert device_balancedness(count_experts(trace), 8)[PLACE] == pytest.approx(balance)
+
+
+def test_interval_of_max_vio(trace, long):
+    """Resampling documents with pandas, by the same draws."""
+    found = bootstrap_load(trace, max_vio, Resampling(resamples=30, seed=1))
+    table = long.groupby(["document", "e"]).size().unstack(fill_value=0).reindex(columns=range(EXPERTS))
+    rng = np.random.default_rng(1)
+    size = len(table)
+    values = []
+    for times in rng.multinomial(size, np.full(size, 1 / size), size=30):
+        drawn = table.fillna(0).mul(times, axis=0).sum()
+        values.append(drawn.max() / drawn.mean() - 1)
+    assert found.low[PLACE] == pytest.approx(np.quantile(values, 0.025))
+    assert found.high[PLACE] == pytest.approx(np.quantile(values, 0.975))
+    assert found.documents == size == 213
 
 
 def test_batches(trace, long):

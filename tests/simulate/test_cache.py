@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import random_ids, random_trace, real_trace, trace_of
+from traces import random_ids, random_trace, real_file, real_trace, trace_of
 
 from moeworks.errors import ConfigError
 from moeworks.simulate.cache import (
@@ -18,8 +18,10 @@ from moeworks.simulate.cache import (
     cache_cost,
     next_uses,
     simulate_cache,
+    static_hit_rate,
 )
 from moeworks.simulate.synthetic import synthetic_trace
+from moeworks.trace import ExpertCounts, count_experts
 
 
 def misses_by_loop(steps: list[list[int]], policy: str, capacity: int) -> list[int]:
@@ -167,6 +169,32 @@ def test_static_hit_rates_of_the_real_trace_in_sql(tmp_path):
             rates.append(rate)
         found = simulate_cache(trace, "static", capacity).hit_rate
         assert found[[0, 8, 25]] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_static_hit_rate_needs_only_the_counts(scope):
+    trace = random_trace(4)
+    found = static_hit_rate(count_experts(trace), 3, scope)
+    assert found == pytest.approx(simulate_cache(trace, "static", 3, scope=scope).hit_rate)
+
+
+def test_static_hit_rates_of_published_counts():
+    """OLMoE, Mixtral and an upcycled model with dead experts, by sorting each layer's counts."""
+    with np.load(real_file("traces/expert_counts_real.npz")) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, matrix in arrays.items():
+        counts = ExpertCounts(("all",), tuple(range(len(matrix))), matrix[None])
+        half = matrix.shape[1] // 2
+        by_hand = [sum(sorted(row.tolist(), reverse=True)[:half]) / row.sum() for row in matrix]
+        assert static_hit_rate(counts, half) == pytest.approx(by_hand), name
+    rate = {
+        name: static_hit_rate(
+            ExpertCounts(("a",), tuple(range(len(arrays[name]))), arrays[name][None]), 4
+        ).mean()
+        for name in ("mixtral8x7b__c4", "dropup__NU-8x1.5B__c4")
+    }
+    assert rate["mixtral8x7b__c4"] < 0.56  # nearly balanced: half of the experts have half of the load
+    assert rate["dropup__NU-8x1.5B__c4"] > 0.75  # dead experts make a cache easy
 
 
 def test_published_ranking_on_the_real_trace():

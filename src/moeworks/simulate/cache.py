@@ -19,7 +19,7 @@ import numpy as np
 
 from moeworks.errors import check
 from moeworks.simulate.global_cache import simulate_global
-from moeworks.trace import RoutingTrace, count_experts
+from moeworks.trace import ExpertCounts, RoutingTrace, count_experts
 
 Policy = Literal["lru", "lfu", "static", "least-stale", "belady"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -76,7 +76,7 @@ def simulate_cache(
     check(0 <= capacity <= most, "capacity", capacity, f"must lie between 0 and {most} experts")
     ids = np.stack([trace.ids(layer) for layer in header.layers], axis=1)  # [T, l, K]
     if policy == "static":
-        kept = _most_frequent(frequencies or trace, capacity, scope)
+        kept = most_frequent(count_experts(frequencies or trace), capacity, scope)
         missing = np.stack([~kept[place][ids[:, place]] for place in range(ids.shape[1])], axis=1).sum(axis=2)
     elif scope == "layer":
         missing = _simulate_layers(ids, policy, capacity, header.num_experts)
@@ -87,14 +87,21 @@ def simulate_cache(
     return CacheTable(policy, scope, capacity, header.layers, k, table)
 
 
-def _most_frequent(trace: RoutingTrace, capacity: int, scope: Scope) -> np.ndarray:
+def static_hit_rate(counts: ExpertCounts, capacity: int, scope: Scope = "layer") -> np.ndarray:
+    """float [l]: hit rate of the static cache from a load matrix, which is all that it depends on."""
+    total = counts.total()
+    kept = most_frequent(counts, capacity, scope)
+    return (total * kept).sum(axis=1) / np.maximum(total.sum(axis=1), 1)
+
+
+def most_frequent(counts: ExpertCounts, capacity: int, scope: Scope) -> np.ndarray:
     """bool [l, E]: the `capacity` experts with the highest counts, of each layer or of all."""
-    counts = count_experts(trace).total()
-    flat = counts.reshape(1, -1) if scope == "global" else counts
+    total = counts.total()
+    flat = total.reshape(1, -1) if scope == "global" else total
     order = np.argsort(-flat, axis=1, kind="stable")[:, :capacity]
     kept = np.zeros(flat.shape, np.bool_)
     np.put_along_axis(kept, order, True, axis=1)
-    return kept.reshape(counts.shape)
+    return kept.reshape(total.shape)
 
 
 def _simulate_layers(ids: np.ndarray, policy: Policy, capacity: int, num_experts: int) -> np.ndarray:

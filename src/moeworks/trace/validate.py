@@ -8,8 +8,6 @@ import numpy as np
 from moeworks.trace.block import LayerColumns, TokenColumns
 from moeworks.trace.read import RoutingTrace
 
-FILLER_SHARE = 0.02
-"""Above this share of tokens with one and the same choice of only zeros, or a repeated id, it is filler."""
 SHIFT_GAP = 0.1
 """Equal tokens agree more often by this, and by four standard errors, at the offset of a shift."""
 COLLISION_GAP = 0.5
@@ -82,21 +80,19 @@ def _layer_findings(number: int, layer: LayerColumns, num_experts: int) -> Itera
     if outside.any():
         text = f"ids up to {int(ids.max())} where there are {num_experts} experts (physical ids, or -1 cast?)"
         yield Finding("out-of-range", number, int(outside.sum()), text)
-    ordered = np.sort(ids, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     constant = (ids == ids[:, :1]).all(axis=1)
-    filler = constant & (ids[:, 0] == 0) if ids.shape[1] == 1 else constant
-    many = ids.shape[1] > 1 or (len(ids) > 1 and filler.all())
-    if many and filler.any() and (filler.mean() > FILLER_SHARE or ids.shape[1] > 1):
+    # With one expert a token, only a whole layer of zeros tells filler from a choice.
+    filler = constant if ids.shape[1] > 1 else constant & (len(ids) > 1) & (ids == 0).all()
+    if filler.any():
         text = "the same id in every slot: filler of a dense layer, of padding, or of a token never computed"
         yield Finding("filler", number, int(filler.sum()), text)
-    duplicates = twice & ~filler if ids.shape[1] > 1 else twice
-    if duplicates.any():
-        yield Finding("duplicate", number, int(duplicates.sum()), "a token has an expert twice")
-    if len(ids) > 1 and (ids == ids[:1]).all() and not filler.all():
-        yield Finding(
-            "filler", number, len(ids), "every token has the same experts: filler, or a dead router"
-        )
+    elif len(ids) > 1 and (ids == ids[:1]).all():
+        text = "every token has the same experts: filler, or a dead router"
+        yield Finding("filler", number, len(ids), text)
+    ordered = np.sort(ids, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) & ~filler
+    if twice.any():
+        yield Finding("duplicate", number, int(twice.sum()), "a token has an expert twice")
     if layer.weights is not None:
         bad = ~np.isfinite(layer.weights).all(axis=1)
         bad |= (layer.weights == 0).all(axis=1)
