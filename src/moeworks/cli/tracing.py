@@ -1,14 +1,11 @@
 """What `moeworks trace` does: texts to sequences, through the model, to the file."""
 
 import hashlib
-import json
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moeworks.checkpoint import read_checkpoint
+from moeworks.cli.dumps import convert
 from moeworks.cli.generation import run_tokenizer
 from moeworks.cli.trace import TraceOptions
+from moeworks.cli.trace_summary import print_trace_summary, summarise_trace
 from moeworks.config import CorpusConfig, RunConfig
 from moeworks.config.codec import from_dict
 from moeworks.data.corpus import iter_documents
 from moeworks.data.tokenizer import Tokenizer
-from moeworks.errors import DataError, check
+from moeworks.errors import check
 from moeworks.models.decoder import Decoder
 from moeworks.pretrained import find_checkpoint, load
 from moeworks.trace.block import token_columns
-from moeworks.trace.header import LAYER_FIELDS
-from moeworks.trace.read import RoutingTrace
 from moeworks.trace.record import model_header, record
-from moeworks.trace.sizes import bytes_per_assignment
-from moeworks.trace.validate import validate_trace
 from moeworks.trace.write import TraceWriter
 
 _WINDOW = 16
@@ -54,13 +49,12 @@ class _Progress:
     tokens: int = 0
     forward_seconds: float = 0.0
     recording_seconds: float = 0.0
-    domains: Counter[str] = field(default_factory=Counter)
-    documents: set[int] = field(default_factory=set)
-    sequences: int = 0
 
 
 def run(options: TraceOptions) -> int:
-    """Record, validate, and print the summary."""
+    """Record or convert, validate, and print the summary."""
+    if options.dump is not None:
+        return convert(options)
     has_device = options.device == "cpu" or torch.cuda.is_available()
     check(has_device, "device", options.device, "torch finds no GPU here")
     directory = find_checkpoint(options.model)
@@ -87,7 +81,9 @@ def run(options: TraceOptions) -> int:
             bar.update(task, completed=done.tokens)
             if options.max_tokens is not None and done.tokens >= options.max_tokens:
                 break
-    _print(options, _summary(options.out, done, time.perf_counter() - start))
+    share = done.recording_seconds / max(done.forward_seconds, 1e-9)
+    summary = summarise_trace(options.out, time.perf_counter() - start, share)
+    print_trace_summary(summary, as_json=options.json)
     return 0
 
 
@@ -151,10 +147,6 @@ def _record(model: Decoder, batch: list[Sequence], writer: TraceWriter, done: _P
     done.recording_seconds += time.perf_counter() - recorded
     done.forward_seconds += recorded - began
     done.tokens += int(valid.sum())
-    done.sequences += rows
-    done.documents |= {sequence.document for sequence in batch}
-    for sequence in batch:
-        done.domains[sequence.domain] += len(sequence.tokens)
 
 
 def _bar(options: TraceOptions) -> Progress:
@@ -166,49 +158,3 @@ def _bar(options: TraceOptions) -> Progress:
         console=console,
         disable=options.json or not console.is_terminal,
     )
-
-
-def _summary(path: Path, done: _Progress, seconds: float) -> dict[str, Any]:
-    if not done.tokens:
-        raise DataError(f"{path}: nothing was recorded")
-    trace = RoutingTrace.open(path)
-    header = trace.header
-    return {
-        "trace": str(path),
-        "tokens": done.tokens,
-        "documents": len(done.documents),
-        "sequences": done.sequences,
-        "domains": dict(done.domains.most_common()),
-        "layers": list(header.layers),
-        "num_experts": header.num_experts,
-        "top_k": header.top_k,
-        "fields": [name for name in LAYER_FIELDS if name in header.fields],
-        "assignments": done.tokens * header.top_k * len(header.layers),
-        "bytes": path.stat().st_size,
-        "id_bytes_per_assignment": bytes_per_assignment(path, "ids"),
-        "seconds": seconds,
-        "recording_share": done.recording_seconds / max(done.forward_seconds, 1e-9),
-        "findings": [finding.message for finding in validate_trace(trace)],
-    }
-
-
-def _print(options: TraceOptions, summary: dict[str, Any]) -> None:
-    if options.json:
-        print(json.dumps(summary, ensure_ascii=False))
-        return
-    console = Console(soft_wrap=True, highlight=False)
-    counts = "  ".join(f"{name or '(none)'} {count:,}" for name, count in summary["domains"].items())
-    console.print(
-        f"{summary['tokens']:,} tokens of {summary['documents']:,} documents,"
-        f" {len(summary['layers'])} MoE layers of {summary['num_experts']} experts, top {summary['top_k']}\n"
-        f"domains: {counts}",
-        markup=False,
-    )
-    console.print(
-        f"{summary['trace']}: {summary['bytes'] / 1e6:,.2f} MB,"
-        f" {summary['id_bytes_per_assignment']:.2f} bytes for each expert id; recording took"
-        f" {summary['recording_share']:.1%} of the forward passes",
-        markup=False,
-    )
-    for message in summary["findings"]:
-        console.print(f"warning: {message}", markup=False)
