@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import write_result
+from suite.results import write_result
 
 
 def read_run(folder: str) -> dict[str, Any]:

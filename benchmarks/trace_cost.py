@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write_result
 
 from moeworks.analyse import analyse_trace
 from moeworks.config.presets import DEFAULT_PRESET, preset
@@ -31,6 +30,7 @@ from moeworks.trace import (
 )
 from moeworks.trace.record import model_header, record
 from moeworks.trace.sizes import bytes_per_assignment, packed_bytes, uniform_entropy_bytes
+from suite.results import write_result
 
 FIELDS = {
     "ids": (),

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <map>
+#include <list>
 #include <mutex>
 #include <new>
 #include <unordered_map>
@@ -14,22 +14,26 @@
 #include <sys/mman.h>
 #endif
 
+#if defined(__has_feature)
+#define MW_HAS_FEATURE(name) __has_feature(name)
+#else
+#define MW_HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mw {
 namespace {
 
-constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+constexpr size_t kLine = 64, kPage = 4096, kHugePage = size_t{2} << 20, kSlackBytes = size_t{16} << 20;
 
-size_t rounded(size_t bytes) {
-    // Classes an eighth of their size apart, so that buffers whose size follows the routing find each other.
-    size_t step = kLine;
-    while (step * 16 < bytes) step *= 2;
-    return (bytes + step - 1) / step * step;
-}
+size_t rounded(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
 void *from_system(size_t bytes) {
     const bool huge = bytes >= kHugePage;
     const size_t alignment = huge ? kHugePage : kLine;
-    const size_t padded = (bytes + alignment - 1) / alignment * alignment;
+    const size_t padded = rounded(bytes, alignment);
     void *buffer = std::aligned_alloc(alignment, padded);
 #if defined(__linux__)
     // Thousands of faults for 4 KiB pages cost more than the arithmetic of small experts.
@@ -38,30 +42,37 @@ void *from_system(size_t bytes) {
     return buffer;
 }
 
-// Never holds more in all, used and unused, than was used at some time: caching does not raise the peak.
+// Under AddressSanitizer: what was asked for may be touched, the rest of a reused buffer and unused ones may not.
+#if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
+void close(void *buffer, size_t size) { ASAN_POISON_MEMORY_REGION(buffer, size); }
+void open(void *buffer, size_t size, size_t bytes) {
+    ASAN_POISON_MEMORY_REGION(buffer, size);
+    ASAN_UNPOISON_MEMORY_REGION(buffer, bytes);
+}
+#else
+void close(void *, size_t) {}
+void open(void *, size_t, size_t) {}
+#endif
+
+// What was used and is free now, least recently released first. Used and unused together stay near the most that
+// was ever used at one time, so that caching hardly raises the peak.
 class Cache {
   public:
     void *allocate(size_t bytes) {
-        const size_t size = rounded(bytes);
+        const size_t size = rounded(std::max(bytes, size_t{1}), kLine);
         std::lock_guard<std::mutex> lock(mutex_);
-        used_ += size;
+        Block block = take_fitting(size);
+        if (block.data == nullptr) {
+            block.size = size;
+            shrink(room_for(size));
+            block.data = from_system(size);
+        }
+        if (block.data == nullptr) throw std::bad_alloc();
+        used_ += block.size;
         peak_ = std::max(peak_, used_);
-        void *buffer = nullptr;
-        auto found = unused_.find(size);
-        if (found != unused_.end()) {
-            buffer = found->second;
-            unused_.erase(found);
-            cached_ -= size;
-        } else {
-            shrink(peak_ - used_);
-            buffer = from_system(size);
-        }
-        if (buffer == nullptr) {
-            used_ -= size;
-            throw std::bad_alloc();
-        }
-        sizes_[buffer] = size;
-        return buffer;
+        sizes_[block.data] = block.size;
+        open(block.data, block.size, bytes);
+        return block.data;
     }
 
     void release(void *buffer) {
@@ -70,7 +81,8 @@ class Cache {
         if (found == sizes_.end()) return;
         used_ -= found->second;
         cached_ += found->second;
-        unused_.emplace(found->second, buffer);
+        close(buffer, found->second);
+        unused_.push_back({buffer, found->second});
         sizes_.erase(found);
     }
 
@@ -89,17 +101,45 @@ class Cache {
     void unlock() { mutex_.unlock(); }
 
   private:
+    struct Block {
+        void *data = nullptr;
+        size_t size = 0;
+    };
+
+    // The smallest unused block that holds `size` and wastes at most a quarter; the sizes of many buffers follow
+    // the routing and are never the same twice.
+    Block take_fitting(size_t size) {
+        auto best = unused_.end();
+        for (auto block = unused_.begin(); block != unused_.end(); ++block)
+            if (block->size >= size && block->size <= size + size / 4 + kPage &&
+                (best == unused_.end() || block->size < best->size))
+                best = block;
+        if (best == unused_.end()) return {};
+        const Block found = *best;
+        unused_.erase(best);
+        cached_ -= found.size;
+        return found;
+    }
+
+    // What may stay cached beside `size` more in use. The slack is for small buffers that are not in use at the
+    // peak: without it they would drive out the large ones.
+    size_t room_for(size_t size) const {
+        const size_t limit = peak_ + peak_ / 8 + kSlackBytes, needed = used_ + size;
+        return limit > needed ? limit - needed : 0;
+    }
+
     void shrink(size_t limit) {
         while (cached_ > limit) {
-            auto largest = std::prev(unused_.end());
-            cached_ -= largest->first;
-            std::free(largest->second);
-            unused_.erase(largest);
+            const Block oldest = unused_.front();
+            cached_ -= oldest.size;
+            open(oldest.data, oldest.size, oldest.size);
+            std::free(oldest.data);
+            unused_.pop_front();
         }
     }
 
     std::mutex mutex_;
-    std::multimap<size_t, void *> unused_;
+    std::list<Block> unused_;
     std::unordered_map<void *, size_t> sizes_;
     size_t used_ = 0, cached_ = 0, peak_ = 0;
 };
@@ -119,7 +159,7 @@ Cache &cache() {
 
 }  // namespace
 
-void *allocate(size_t bytes) { return cache().allocate(std::max(bytes, size_t{1})); }
+void *allocate(size_t bytes) { return cache().allocate(bytes); }
 
 void release(void *buffer) {
     if (buffer != nullptr) cache().release(buffer);

@@ -1,5 +1,9 @@
-"""Check every annotated function of moeworks at run time, shapes included, unless --no-jaxtyping is given."""
+"""Check every annotated function of moeworks at run time, shapes included, unless --no-jaxtyping is given.
 
+With --no-native the tests run as they do where moeworks was installed without its native library.
+"""
+
+import importlib
 import sys
 from types import ModuleType
 
@@ -21,11 +25,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave moeworks as it is: the hook breaks fullgraph compilation (tests marked `compile`)",
     )
+    parser.addoption(
+        "--no-native", action="store_true", help="do without the native library, as if it were not built"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--no-jaxtyping"):
-        return
+    if not config.getoption("--no-jaxtyping"):
+        check_annotations()
+    if config.getoption("--no-native"):
+        # Not an import at the top: the hook must come before moeworks.
+        importlib.import_module("moeworks.ops.native.library")._find = lambda: None
+
+
+def check_annotations() -> None:
     # The hook imports its checker by name; this one takes an int for a float, as PEP 484 does.
     module = ModuleType(TYPECHECKER)
     module.check = beartype(conf=BeartypeConf(is_pep484_tower=True))

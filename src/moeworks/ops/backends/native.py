@@ -6,12 +6,13 @@ custom operators: autograd, torch.compile and FakeTensor see one node.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moeworks.ops.experts import ExpertWeights, SharedWeights
-from moeworks.ops.native.library import Library, TensorStruct, described, library
+from moeworks.ops.native.library import Library, TensorStruct, described, library, unavailable
 from moeworks.ops.routing import Routing
 
 _ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "relu2")
@@ -51,8 +52,7 @@ def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
         return f"it computes float32 and bfloat16, the input is {x_TD.dtype}"
     if experts.activation not in _ACTIVATIONS:
         return f"it has no activation {experts.activation!r}"
-    found = library()
-    return found if isinstance(found, str) else None
+    return unavailable()
 
 
 def run(
@@ -66,8 +66,8 @@ def run(
         None if routing.kept_TK is None else routing.kept_TK.contiguous(),
         experts.up_proj.contiguous(),
         experts.down_proj.contiguous(),
-        experts.up_bias,
-        experts.down_bias,
+        None if experts.up_bias is None else experts.up_bias.contiguous(),
+        None if experts.down_bias is None else experts.down_bias.contiguous(),
         None if shared is None else shared.up_proj.contiguous(),
         None if shared is None else shared.down_proj.contiguous(),
         None if shared is None or shared.weights_T is None else shared.weights_T.float().contiguous(),
@@ -112,12 +112,16 @@ def _forward(
     results = (y, order, offsets, hidden, shared_hidden)
     args = _arguments(inputs, results, num_routes, activation, weigh_input)
     lib.call("mw_experts_forward", ctypes.byref(args), torch.get_num_threads())
+    if keep_hidden:
+        # Rows that no expert computes: an operator's result must not hold stray memory.
+        hidden[int(offsets[-1]) :] = 0
     return results
 
 
 def _result_shapes(
     x_TD: Tensor, expert_ids_TK: Tensor, up_proj: Tensor, shared_up: Tensor | None, keep_hidden: bool
-) -> list[tuple[tuple[int, ...], torch.dtype]]:
+) -> list[tuple[tuple[Any, ...], torch.dtype]]:
+    # Any: an int, or a symbolic one while torch.compile traces.
     rows = expert_ids_TK.numel()
     shared = shared_up is not None and keep_hidden
     return [
@@ -156,9 +160,7 @@ def _backward(
     lib = _library()
     remaining = iter(inputs)
     every = tuple(next(remaining) if there else None for there in present)
-    args = _arguments(
-        every, (None, *(r if r.numel() else None for r in results)), num_routes, activation, weigh_input
-    )
+    args = _arguments(every, (None, *results), num_routes, activation, weigh_input)
     grads = [
         lib.empty(tuple(t.shape), t.dtype) if want and t is not None else grad_TD.new_empty(0)
         for t, want in zip(_differentiable(every), wanted, strict=True)
@@ -187,12 +189,15 @@ def _differentiable(inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
 
 def _save(ctx, inputs, output):
     *tensors, num_routes, activation, weigh_input, _ = inputs
+    ctx.set_materialize_grads(False)  # or autograd makes zeros for hidden, which has no gradient
     ctx.present = [t is not None for t in tensors]
     ctx.save_for_backward(*(t for t in tensors if t is not None), *output[1:])
     ctx.options = (num_routes, activation, weigh_input)
 
 
 def _differentiate(ctx, grad_TD, *_):
+    if grad_TD is None:
+        return (None,) * (len(_FIELDS) + 4)
     saved = list(
         ctx.saved_tensors
     )  # once only: each access unpacks anew, which activation checkpointing forbids
@@ -220,10 +225,13 @@ def _arguments(
     activation: str,
     weigh_input: bool,
 ) -> _Experts:
+    y, order, offsets, *kept_hidden = results
     return _Experts(
         *(described(t) for t in inputs),
         num_routes,
         _ACTIVATIONS.index(activation),
         weigh_input,
-        *(described(t if t is not None and t.numel() else None) for t in results),
+        *(described(t) for t in (y, order, offsets)),
+        # Hidden rows that were not kept are an empty tensor of one dimension.
+        *(described(t if t is not None and t.dim() == 2 else None) for t in kept_hidden),
     )

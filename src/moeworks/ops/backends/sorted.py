@@ -161,6 +161,7 @@ def _save(ctx, inputs, output):
         x_TD, weights_TK, order_N, inverse_N, rows_E, up_proj, down_proj, up_bias, down_bias,
         activation, weigh_input,
     ) = inputs  # fmt: skip
+    ctx.set_materialize_grads(False)  # or autograd makes zeros for hidden, which has no gradient
     ctx.save_for_backward(
         x_TD, weights_TK, order_N, inverse_N, rows_E, output[1], up_proj, down_proj, down_bias
     )
@@ -168,6 +169,8 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_TD, _grad_hidden):
+    if grad_TD is None:
+        return (None,) * 11
     saved = ctx.saved_tensors  # once only: each access unpacks anew, which activation checkpointing forbids
     has_down_bias = saved[-1] is not None
     x, weights, up, down, up_bias, down_bias = _backward(

@@ -153,6 +153,13 @@ def library() -> Library | str:
         return f"the native library cannot be loaded: {error}"
 
 
+@torch.compiler.assume_constant_result
+def unavailable() -> str | None:
+    """Why there is no library, or None: a constant for torch.compile, which cannot trace loading."""
+    found = library()
+    return found if isinstance(found, str) else None
+
+
 def _find() -> Path | None:
     """Beside this file; in an editable install, where the package's other installed files are."""
     beside = Path(__file__).parent / _FILE
