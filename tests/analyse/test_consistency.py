@@ -22,6 +22,8 @@ def test_repeats_by_hand():
     assert found.repeat_rate.estimate.tolist() == pytest.approx([(0.5 + 1 + 0) / 3])
     load = np.array([4, 2, 3, 1]) / 10
     assert found.chance == pytest.approx([2 * (load**2).sum()])
+    # Of the first document's three pairs of tokens: 0-1 and 0-2 share one, 1-2 two; the second's share none.
+    assert found.document_chance == pytest.approx([(2 * (1 + 1 + 2) / 6 + 0) / 3])
     assert found.first_repeat_rate == pytest.approx([1 / 3])
     assert found.first_chance == pytest.approx([(4 + 4 + 1) / 25])
     # Runs: 0 (3 tokens), 1, 2 (2 tokens), then 2, 0, 1, 3.
@@ -56,6 +58,17 @@ def test_run_lengths_against_a_walk(seed):
     runs += going.values()
     assert run_lengths(trace, 1).tolist() == np.bincount(runs).tolist()
     assert np.mean(runs) == pytest.approx(repeats(trace).mean_run[1])
+
+
+def test_topics_repeat_without_being_near():
+    """Documents have experts of their own, and their tokens no order: all repeats are those of documents."""
+    rng = np.random.default_rng(0)
+    document = np.arange(6000) // 100
+    ids = (document % 4 * 4)[:, None] + np.argsort(rng.random((6000, 4)), axis=1)[:, :2]
+    found = repeats(trace_of(ids[:, None], 16, document=document, sequence=document))
+    assert found.chance == pytest.approx([1 / 8], abs=0.01)
+    assert found.document_chance == pytest.approx([0.5], abs=0.01)
+    assert found.repeat_rate.estimate == pytest.approx(found.document_chance, abs=0.015)
 
 
 def test_neighbours_need_positions_that_follow():

@@ -184,6 +184,15 @@ def test_repeats_and_lags(trace, long, lag):
         assert found.repeat_rate.estimate[PLACE] == pytest.approx(rate)
         load = long.groupby("e").size() / len(long)
         assert found.chance[PLACE] == pytest.approx(K * (load**2).sum())
+        ((document,),) = sql(
+            """with c as (select document, e, count(*) n from a group by all),
+            d as (select document, count(*) n from a where rank = 1 group by document),
+            p as (select document, sum(c.n * (c.n - 1)) / any_value(d.n * (d.n - 1)) p
+            from c join d using (document) group by document)
+            select sum(p * (n - 1)) / sum(n - 1) from p join d using (document)""",
+            long,
+        )
+        assert found.document_chance[PLACE] == pytest.approx(document / K)
         first = long[long["rank"] == 1].sort_values("row")
         same = (first["e"] == first["e"].shift()) & (first["sequence"] == first["sequence"].shift())
         assert found.first_repeat_rate[PLACE] == pytest.approx(same.sum() / pairs)

@@ -28,6 +28,10 @@ class RepeatTable:
     """[l]: mean |E_t ∩ E_{t+1}| / K, with a document-bootstrap interval."""
     chance: np.ndarray
     """float [l]: K sum_e load_e^2, the rate when tokens choose by these loads and independently."""
+    document_chance: np.ndarray
+    """float [l]: the same inside documents, sum_e N_e (N_e - 1) / (n (n - 1) K) for a document of n tokens,
+    the mean over pairs of neighbours. What repeat_rate has above it is due to being near, not to the
+    topic."""
     first_repeat_rate: np.ndarray
     """float [l]: share of tokens whose first expert is that of the token before (Jiang et al. 2024, Mixtral,
     section 5, table 5)."""
@@ -48,8 +52,8 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
     tokens = trace.tokens
     follows = following(trace)
     check(bool(follows.any()), "tokens", trace.num_tokens, "there must be two that follow each other")
-    codes, documents = document_codes(trace)
-    codes = codes[1:][follows]
+    document, documents = document_codes(trace)
+    codes = document[1:][follows]
     pairs = sum_by_document(np.ones(len(codes)), codes, documents)
     k = trace.header.top_k
     intervals, rows = [], []
@@ -66,6 +70,8 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
         rows.append(
             (
                 k * (shares(counts) ** 2).sum(),
+                (_two_of_a_document(ids, document, documents, trace.header.num_experts) * pairs).sum()
+                / pairs.sum(),
                 (ids[:-1, 0] == ids[1:, 0])[follows].mean(),
                 (first**2).sum(),
                 ids.size / max(runs, 1),
@@ -73,6 +79,13 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
             )
         )
     return RepeatTable(trace.header.layers, stack_intervals(intervals), *np.array(rows).T)
+
+
+def _two_of_a_document(ids: np.ndarray, document: np.ndarray, documents: int, num_experts: int) -> np.ndarray:
+    """float [documents]: mean overlap, over K, of two different tokens of a document."""
+    counts = count_groups(ids, document, documents, num_experts).astype(np.float64)
+    length = np.bincount(document, minlength=documents)
+    return (counts * (counts - 1)).sum(axis=1) / np.maximum(length * (length - 1), 1) / ids.shape[1]
 
 
 def following(trace: RoutingTrace) -> np.ndarray:
