@@ -1,13 +1,15 @@
 """torch.save's files are read without running anything that is in them."""
 
+import contextlib
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeworks.errors import DataError
@@ -74,6 +76,32 @@ def test_other_files(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.zeros(2))
     with pytest.raises(DataError, match=r"no data.pkl"):
         read_torch_archive(tmp_path / "a.npz")
+
+
+def test_a_tensor_that_claims_too_much(tmp_path):
+    torch.save(torch.zeros(1).expand(1 << 20, 1 << 20), tmp_path / "a.pt")
+    with pytest.raises(DataError, match="a tensor of 1099511627776 elements"):
+        read_torch_archive(tmp_path / "a.pt")
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_altered_bytes_give_an_error_or_plain_data(tmp_path_factory, data):
+    """Whatever is in data.pkl, nothing but DataError comes out, and nothing but plain data is returned."""
+    folder = tmp_path_factory.mktemp("torch")
+    torch.save({"a": [1, 2.5, "x", None], "b": torch.arange(6).reshape(2, 3)}, folder / "a.pt")
+    with zipfile.ZipFile(folder / "a.pt") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in files if name.endswith("data.pkl"))
+    content = bytearray(files[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    files[name] = bytes(content[: data.draw(st.integers(1, len(content)))])
+    with zipfile.ZipFile(folder / "b.pt", "w") as archive:
+        for file, part in files.items():
+            archive.writestr(file, part)
+    with contextlib.suppress(DataError):
+        read_torch_archive(folder / "b.pt")
 
 
 def test_truncated(tmp_path):

@@ -5,8 +5,11 @@ are interpreted here. The only names that a file may refer to are the ones below
 arrays or dicts. Any other name, and with it any call, is an error.
 """
 
+import math
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,13 @@ _STORAGES = {
 _REBUILD = "torch._utils _rebuild_tensor_v2"
 _ORDERED = "collections OrderedDict"
 _MARK = object()
+_MOST_ELEMENTS = 1 << 28
+"""Of one tensor: a few bytes can claim any shape with strides of 0."""
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What zipfile, pickletools and the steps below raise for bytes that make no sense."""
 
 
 def read_torch_archive(path: str | Path) -> Any:
@@ -49,7 +59,7 @@ def read_torch_archive(path: str | Path) -> Any:
                 return archive.read(names[f"data/{key}"])
 
             return _Machine(load, str(path)).run(archive.read(names["data.pkl"]))
-    except (OSError, zipfile.BadZipFile, KeyError, IndexError, ValueError, TypeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read as a file of torch.save: {error!r}") from error
 
 
@@ -133,6 +143,8 @@ class _Machine:
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         if not isinstance(storage, np.ndarray) or min((*shape, *strides, offset, 0)) < 0:
             raise ValueError("a tensor without a storage")
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise ValueError(f"a tensor of {math.prod(shape)} elements")
         if 0 not in shape and last >= len(storage):
             raise ValueError("a tensor that reaches beyond its storage")
         if 0 in shape:
