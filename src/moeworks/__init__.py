@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from moeworks.models.decoder import Decoder
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
     from moeworks.ops.routing import Routing
+    from moeworks.trace.read import RoutingTrace
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "Routing",
+    "RoutingTrace",
     "RunConfig",
     "balance_losses",
     "total_balance_loss",
@@ -32,6 +34,7 @@ _HOMES = {
     "MoEConfig": "moeworks.config",
     "ModelConfig": "moeworks.config",
     "Routing": "moeworks.ops.routing",
+    "RoutingTrace": "moeworks.trace.read",
     "RunConfig": "moeworks.config",
     "balance_losses": "moeworks.ops.losses",
     "total_balance_loss": "moeworks.ops.losses",

@@ -49,7 +49,7 @@ def misses_by_loop(steps: list[list[int]], policy: str, capacity: int) -> list[i
     return missing
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(st.integers(0, 999), st.sampled_from(["lru", "lfu", "belady"]), st.integers(0, 8), st.booleans())
 def test_against_a_loop(seed, policy, capacity, is_global):
     trace = random_trace(seed, tokens=30, layers=2, top_k=2)
@@ -60,23 +60,16 @@ def test_against_a_loop(seed, policy, capacity, is_global):
         missing = np.array(misses_by_loop(steps, policy, capacity)).reshape(30, 2)
     else:
         missing = np.stack([misses_by_loop(ids[:, i].tolist(), policy, capacity) for i in (0, 1)], axis=1)
-    if policy == "belady":  # ties among experts never used again do not matter, others may
-        assert table.misses @ [0, 1, 2] == pytest.approx(missing.sum(axis=0), abs=0 if not is_global else 3)
-        assert (table.misses @ [0, 1, 2]).sum() == missing.sum()
-    else:
-        assert (table.misses @ [0, 1, 2]).tolist() == missing.sum(axis=0).tolist()
-        histogram = [np.bincount(column, minlength=3).tolist() for column in missing.T]
-        assert table.misses.tolist() == histogram
+    # Ties (of experts that are needed next at one step, or never again) do not matter.
+    histogram = [np.bincount(column, minlength=3).tolist() for column in missing.T]
+    assert table.misses.tolist() == histogram
 
 
 @given(st.integers(0, 99), st.sampled_from(POLICIES), st.integers(0, 8))
 def test_one_layer_is_the_same_in_both_scopes(seed, policy, capacity):
     trace = random_trace(seed, layers=1, top_k=3)
     tables = [simulate_cache(trace, policy, capacity, scope=scope) for scope in ("layer", "global")]
-    if policy == "belady":
-        assert tables[0].hit_rate == pytest.approx(tables[1].hit_rate)
-    else:
-        assert tables[0].misses.tolist() == tables[1].misses.tolist()
+    assert tables[0].misses.tolist() == tables[1].misses.tolist()
 
 
 def best_possible(steps: list[tuple[int, ...]], capacity: int) -> int:
