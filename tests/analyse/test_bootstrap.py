@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traces import random_ids, trace_of
 
-from moeworks.analyse.bootstrap import Resampling, bootstrap, bootstrap_load, document_codes
+from moeworks.analyse.bootstrap import (
+    Resampling,
+    bootstrap,
+    bootstrap_load,
+    bootstrap_mean,
+    document_codes,
+)
 from moeworks.analyse.load import load_table, max_vio
 from moeworks.errors import ConfigError
 from moeworks.trace import count_experts
@@ -44,6 +50,20 @@ def test_tokens_of_a_document_stay_together():
     trace = trace_of(np.repeat(expert, 50)[:, None, None], 4, document=np.repeat(np.arange(40), 50))
     found = bootstrap_load(trace, max_vio)
     assert found.high[0] - found.low[0] > 0.3
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_mean_of_values_of_tokens(shape):
+    rng = np.random.default_rng(0)
+    document = np.sort(rng.integers(30, size=900))
+    trace = trace_of(np.zeros((900, 1, 1)), 2, document=document)
+    values = rng.normal(size=(900, *shape)) + document.reshape(-1, *[1] * len(shape))
+    found = bootstrap_mean(trace, values)
+    np.testing.assert_allclose(found.estimate, values.mean(axis=0))
+    assert found.low.shape == shape
+    assert (found.low < found.estimate).all()
+    # The documents differ far more than their tokens: about 30 independent values, not 900.
+    assert ((found.high - found.low) > 4).all()
 
 
 def test_documents_are_numbered_without_gaps():

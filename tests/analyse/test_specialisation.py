@@ -4,7 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import random_ids, random_trace, trace_of
 
-from moeworks.analyse.specialisation import domain_specialisation, vocabulary_specialisation
+from moeworks.analyse.specialisation import (
+    bootstrap_specialisation,
+    domain_specialisation,
+    vocabulary_specialisation,
+)
 from moeworks.errors import ConfigError
 
 
@@ -56,6 +60,19 @@ def test_documents_keep_together():
     ids[200:] = [0, 1]
     trace = trace_of(ids, 8, document=np.arange(400) // 200, domain=np.arange(400) // 200, domains=("a", "b"))
     assert domain_specialisation(trace).outside().tolist() == [0]
+
+
+def test_interval_of_a_share():
+    trace = domains_of(0.3)
+    found = bootstrap_specialisation(trace, 0)
+    whole = domain_specialisation(trace, permutations=1)
+    np.testing.assert_allclose(found.estimate, whole.specialisation[0])
+    assert (found.low <= found.estimate).all() and (found.estimate <= found.high).all()
+    assert found.low[7, 1] > whole.specialisation[0, 7, 0]
+    # 100 documents of 20 independent tokens each: the spread of a share of 2,000 tokens.
+    share = found.estimate[2, 0]
+    width = 2 * 1.96 * (share * (1 - share) / 2000) ** 0.5
+    assert found.high[2, 0] - found.low[2, 0] == pytest.approx(width, rel=0.25)
 
 
 def test_a_document_in_two_domains():

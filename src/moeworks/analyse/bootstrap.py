@@ -88,6 +88,16 @@ def bootstrap_load(
     return stack_intervals(intervals)
 
 
+def bootstrap_mean(trace: RoutingTrace, values: np.ndarray, resampling: Resampling | None = None) -> Interval:
+    """The interval [...] of the mean over tokens of any values [T, ...]: entropies, margins, hits, losses."""
+    codes, documents = document_codes(trace)
+    flat = values.reshape(len(codes), -1).astype(np.float64)
+    sums = np.stack([sum_by_document(column, codes, documents) for column in flat.T], axis=1)
+    tokens = np.bincount(codes, minlength=documents)[:, None]
+    per_document = [sums.reshape(documents, *values.shape[1:]), tokens.reshape(-1, *[1] * (values.ndim - 1))]
+    return bootstrap(per_document, lambda total, count: total / count, resampling)
+
+
 def stack_intervals(intervals: Sequence[Interval]) -> Interval:
     """Intervals of several layers as one, [l, ...]."""
     first = intervals[0]

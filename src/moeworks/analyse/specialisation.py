@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import document_codes
+from moeworks.analyse.bootstrap import Interval, Resampling, bootstrap, document_codes
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
 from moeworks.trace.counts import count_groups
@@ -69,6 +69,25 @@ def domain_specialisation(
         null_high=np.stack(high),
         token_only=np.stack(only) if known else None,
     )
+
+
+def bootstrap_specialisation(
+    trace: RoutingTrace, layer: int, resampling: Resampling | None = None
+) -> Interval:
+    """The interval [E, D] of a layer's domain specialisation, over documents; D as in DomainTable.
+
+    It says how exactly a share is known; whether it differs from the other domains' is what the null band
+    says.
+    """
+    codes, documents = document_codes(trace)
+    label = document_labels(trace, codes, documents)
+    used = np.unique(label)
+    belongs = label[:, None] == used  # [documents, D]
+    counts = count_groups(trace.ids(layer), codes, documents, trace.header.num_experts)
+    lengths = np.bincount(codes, minlength=documents)
+    per_document = [counts[:, :, None] * belongs[:, None, :], lengths[:, None, None] * belongs[:, None, :]]
+    # A domain that no drawn document has is left at 0.
+    return bootstrap(per_document, lambda total, count: total / np.maximum(count, 1), resampling)
 
 
 def document_labels(trace: RoutingTrace, codes: np.ndarray, documents: int) -> np.ndarray:
