@@ -32,7 +32,7 @@ def expected_devices(num_experts: int, top_k: int, num_devices: int, max_devices
     than K.
 
     >>> round(expected_devices(256, 8, 8), 2), round(expected_devices(160, 6, 8), 2)
-    (5.3, 4.46)
+    (5.29, 4.46)
     """
     check_devices(num_experts, num_devices)
     limit = num_devices if max_devices is None else max_devices
