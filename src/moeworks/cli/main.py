@@ -39,6 +39,16 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         "moeworks.cli.generate", "moeworks.cli.generation", "continue a text with a trained model"
     ),
+    "trace": Verb(
+        "moeworks.cli.trace",
+        "moeworks.cli.tracing",
+        "record which experts a model chooses for some texts",
+    ),
+    "simulate": Verb(
+        "moeworks.cli.simulate",
+        "moeworks.cli.simulation",
+        "what a cache, devices or speculation would do with a trace",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",
