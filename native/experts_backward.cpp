@@ -66,10 +66,13 @@ class Backward {
         if (e.hidden == nullptr) pack_left(k, s.inputs.get(), layer_.inputs(e, b.row), b.rows, D, false);
         float *grad_weights = e.grad_weights + b.row;
         std::fill(grad_weights, grad_weights + b.rows, 0.0f);
-        const Matrix down{e.down, F, layer_.type};
+        const Right down = layer_.down(e), up = layer_.up(e), up_t = layer_.up_t(e);
         for (int j = 0; j < F; j += chunk) {
             const int n = std::min(chunk, F - j);
-            multiply_chunk(k, s.left.get(), b.rows, D, down, false, j, n, act + j, F, false, s.right.get());
+            const Ahead next = j + chunk < F ? down.ahead(j + chunk, std::min(chunk, F - j - chunk), 0, D)
+                                             : up.ahead(0, std::min(chunk, D), 0, U);
+            multiply_chunk(k, s.left.get(), b.rows, D, down, j, n, act + j, F, false, s.right.get(),
+                           e.hidden == nullptr ? up_t.ahead(j, n, 0, D) : next);
             const float *hidden = nullptr;
             int64_t ld = 2 * chunk, up_at = chunk;
             if (e.hidden != nullptr && layer_.type == kFloat32) {
@@ -78,7 +81,7 @@ class Backward {
             } else if (e.hidden != nullptr) {
                 hidden = widened(e, b, j, n, ld, up_at, s);
             } else {
-                hidden_chunk(layer_, e, s.inputs.get(), b.rows, j, n, s.tile.get(), ld, up_at, s);
+                hidden_chunk(layer_, e, s.inputs.get(), b.rows, j, n, s.tile.get(), ld, up_at, s, next);
                 hidden = s.tile.get();
             }
             for (int i = 0; i < b.rows; ++i)
@@ -89,7 +92,7 @@ class Backward {
         if (e.down_bias != nullptr && !e.weigh_input) add_bias_to_weights(e, b, grad_weights, s);
         if (out == nullptr) return;
         pack_left(k, s.left.get(), Matrix{grad_hidden, U}, b.rows, U, false);
-        multiply(k, s.left.get(), b.rows, U, Matrix{e.up, D, layer_.type}, false, D, out, D, false, s.right.get());
+        multiply(k, s.left.get(), b.rows, U, up, D, out, D, false, s.right.get());
         if (e.weigh_input) weigh_rows(e, b, out, grad_weights, s);
     }
 
@@ -168,7 +171,7 @@ class Backward {
             return;
         }
         pack_left(layer_.k, s.left.get(), left, m, span.rows, true);
-        multiply(layer_.k, s.left.get(), m, span.rows, right, false, n, c, n, !span.first, s.right.get());
+        multiply(layer_.k, s.left.get(), m, span.rows, Right{right, false}, n, c, n, !span.first, s.right.get());
     }
 
     // sum [columns] (+)= the sum over a span's rows. In parts, like the products: a chain of additions as long as

@@ -31,7 +31,9 @@ void forward_block(const Layer &layer, const Block &b, float *out, Scratch &s) {
         const int n = std::min(chunk, F - j);
         float *hidden = in_place ? static_cast<float *>(e.hidden) + b.row * U + j : s.tile.get();
         const int64_t ld = in_place ? U : 2 * chunk, up_at = in_place ? F : chunk;
-        hidden_chunk(layer, e, s.left.get(), b.rows, j, n, hidden, ld, up_at, s);
+        const Ahead next = j + chunk < F ? layer.up_t(e).ahead(j + chunk, std::min(chunk, F - j - chunk), 0, D)
+                                         : layer.down_t(e).ahead(0, std::min(chunk, D), 0, F);
+        hidden_chunk(layer, e, s.left.get(), b.rows, j, n, hidden, ld, up_at, s, next);
         for (int i = 0; i < b.rows; ++i)
             k.activate(layer.activation, n, hidden + i * ld, up_at, e.weigh_input ? 1.0f : e.weight(b.row + i),
                        s.act.get() + int64_t{i} * F + j);
@@ -42,7 +44,7 @@ void forward_block(const Layer &layer, const Block &b, float *out, Scratch &s) {
                          hidden + i * ld + half * up_at, n);
     }
     pack_left(k, s.left.get(), Matrix{s.act.get(), F}, b.rows, F, false);
-    multiply(k, s.left.get(), b.rows, F, Matrix{e.down, F, layer.type}, true, D, out, D, false, s.right.get());
+    multiply(k, s.left.get(), b.rows, F, layer.down_t(e), D, out, D, false, s.right.get());
     add_down_bias(layer, e, b, out, s);
 }
 

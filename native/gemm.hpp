@@ -37,29 +37,42 @@ inline void pack_left(const Kernels &k, float *to, const Matrix &source, int m, 
     }
 }
 
+// The right operand of a product: its source is [depth, columns], or [columns, depth] with `transposed`.
+struct Right {
+    Matrix source;
+    bool transposed;
+
+    // What a product of a chunk of n columns from j packs first.
+    Ahead ahead(int64_t j, int n, int64_t p, int depth) const {
+        const int length = static_cast<int>(std::min<int64_t>(kDepth, depth - p));
+        return transposed ? source.ahead(j, n, p, length) : source.ahead(p, length, j, n);
+    }
+};
+
 // c [m, n] = (accumulate ? c : 0) + left * right, for n of at most one chunk: columns j .. j + n of the right
-// operand, whose source is [depth, columns], or [columns, depth] with `transposed`. `scratch` holds right_size.
-inline void multiply_chunk(const Kernels &k, const float *left, int m, int depth, const Matrix &right,
-                           bool transposed, int64_t j, int n, float *c, int64_t ldc, bool accumulate,
-                           float *scratch) {
+// operand. `scratch` holds right_size; `next` is what the caller reads after it.
+inline void multiply_chunk(const Kernels &k, const float *left, int m, int depth, const Right &right, int64_t j,
+                           int n, float *c, int64_t ldc, bool accumulate, float *scratch, const Ahead &next) {
     for (int p = 0; p < depth; p += kDepth) {
         const int length = std::min(kDepth, depth - p);
-        if (transposed)
-            k.pack_right_t(scratch, right.from(j, p), length, n);
+        if (right.transposed)
+            k.pack_right_t(scratch, right.source.from(j, p), length, n);
         else
-            k.pack_right(scratch, right.from(p, j), length, n);
+            k.pack_right(scratch, right.source.from(p, j), length, n);
         k.multiply(m, n, length, left + static_cast<int64_t>(up_to(m, k.mr)) * p, scratch, c, ldc,
-                   accumulate || p > 0);
+                   accumulate || p > 0, p + kDepth < depth ? right.ahead(j, n, p + kDepth, depth) : next);
     }
 }
 
 // The same for any n.
-inline void multiply(const Kernels &k, const float *left, int m, int depth, const Matrix &right,
-                     bool transposed, int n, float *c, int64_t ldc, bool accumulate, float *scratch) {
+inline void multiply(const Kernels &k, const float *left, int m, int depth, const Right &right, int n, float *c,
+                     int64_t ldc, bool accumulate, float *scratch, const Ahead &next = {}) {
     const int chunk = chunk_columns(k);
-    for (int j = 0; j < n; j += chunk)
-        multiply_chunk(k, left, m, depth, right, transposed, j, std::min(chunk, n - j), c + j, ldc, accumulate,
-                       scratch);
+    for (int j = 0; j < n; j += chunk) {
+        const int after = std::min(chunk, n - j - chunk);
+        multiply_chunk(k, left, m, depth, right, j, std::min(chunk, n - j), c + j, ldc, accumulate, scratch,
+                       after > 0 ? right.ahead(j + chunk, after, 0, depth) : next);
+    }
 }
 
 }  // namespace mw

@@ -9,6 +9,13 @@ namespace mw {
 enum Type { kFloat32 = 0, kBFloat16 = 1 };
 constexpr int kTypes = 2;
 
+// Memory that is read next: a product fetches it into the cache between its tiles.
+struct Ahead {
+    const char *data = nullptr;
+    int64_t ld = 0;  // bytes from row to row
+    int rows = 0, bytes = 0;
+};
+
 // A matrix whose elements are float32 or bfloat16; row i lies at data + index(i) * ld.
 struct Matrix {
     const void *data = nullptr;
@@ -24,6 +31,13 @@ struct Matrix {
         part.rows = rows ? rows + row : nullptr;
         part.scale = scale ? scale + row : nullptr;
         return part;
+    }
+
+    // Of rows [row, row + count) the columns [column, column + width); nothing for gathered rows.
+    Ahead ahead(int64_t row, int count, int64_t column, int width) const {
+        if (rows != nullptr || data == nullptr) return {};
+        const int size = type == kFloat32 ? 4 : 2;
+        return {static_cast<const char *>(from(row, column).data), ld * size, count, width * size};
     }
 };
 
@@ -45,7 +59,7 @@ struct Kernels {
 
     // c [m, n] = (accumulate ? c : 0) + left * right.
     void (*multiply)(int m, int n, int k, const float *left, const float *right, float *c, int64_t ldc,
-                     bool accumulate);
+                     bool accumulate, const Ahead &ahead);
 
     // hidden [2n] (gate at 0, up at `up`) or [n] -> act [n], times weight. `activation` is mw_activation.
     void (*activate)(int activation, int n, const float *hidden, int64_t up, float weight, float *act);

@@ -221,12 +221,38 @@ struct TileTable {
 
 constexpr TileTable tiles;
 
+// Walks over the lines of an Ahead, some at a time.
+class Fetcher {
+  public:
+    Fetcher(const Ahead &ahead, int steps)
+        : ahead_(ahead), each_((ahead.rows * ((ahead.bytes + 63) / 64) + steps - 1) / steps) {}
+
+    void step() {
+        for (int i = 0; i < each_ && row_ < ahead_.rows; ++i) {
+            __builtin_prefetch(ahead_.data + row_ * ahead_.ld + offset_, 0, 2);
+            offset_ += 64;
+            if (offset_ >= ahead_.bytes) {
+                offset_ = 0;
+                ++row_;
+            }
+        }
+    }
+
+  private:
+    const Ahead ahead_;
+    const int each_;
+    int64_t row_ = 0;
+    int offset_ = 0;
+};
+
 void multiply(int m, int n, int k, const float *left, const float *right, float *c, int64_t ldc,
-              bool accumulate) {
+              bool accumulate, const Ahead &ahead) {
+    Fetcher fetcher(ahead, ((m + MR - 1) / MR) * ((n + NR - 1) / NR));
     for (int i = 0; i < m; i += MR) {
         const int rows = m - i < MR ? m - i : MR;
         for (int j = 0; j < n; j += NR) {
             const int columns = n - j < NR ? n - j : NR;
+            fetcher.step();
             tiles.at[rows][(columns + V - 1) / V](k, left + static_cast<int64_t>(i) * k,
                                                   right + static_cast<int64_t>(j) * k, c + i * ldc + j, ldc,
                                                   accumulate, columns);

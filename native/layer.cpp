@@ -163,13 +163,13 @@ Scratch::Scratch(const Layer &layer, bool backward)
       row(std::max(widest(layer, true), widest(layer, false))) {}
 
 void hidden_chunk(const Layer &layer, const Expert &e, const float *inputs, int rows, int j, int n, float *out,
-                  int64_t ld, int64_t up_at, Scratch &s) {
-    const Matrix up{e.up, layer.model_width, layer.type};
+                  int64_t ld, int64_t up_at, Scratch &s, const Ahead &next) {
+    const Right up = layer.up_t(e);
     for (int half = 0; half <= layer.gated; ++half) {
         const int column = half * e.width + j;
         float *part = out + half * up_at;
-        multiply_chunk(layer.k, inputs, rows, layer.model_width, up, true, column, n, part, ld, false,
-                       s.right.get());
+        multiply_chunk(layer.k, inputs, rows, layer.model_width, up, column, n, part, ld, false, s.right.get(),
+                       half < layer.gated ? up.ahead(e.width + j, n, 0, layer.model_width) : next);
         if (e.up_bias == nullptr) continue;
         layer.k.widen(s.row.get(), static_cast<char *>(e.up_bias) + column * element_size(layer.type),
                       layer.type, n);

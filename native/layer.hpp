@@ -69,6 +69,12 @@ struct Layer {
     Buffer<uint8_t> fresh, fresh_shared;
     std::vector<int64_t> untouched;  // tokens that no row belongs to
 
+    // An expert's matrices as right operands; _t: multiplied by their transposes.
+    Right up(const Expert &e) const { return {{e.up, model_width, type}, false}; }
+    Right up_t(const Expert &e) const { return {{e.up, model_width, type}, true}; }
+    Right down(const Expert &e) const { return {{e.down, e.width, type}, false}; }
+    Right down_t(const Expert &e) const { return {{e.down, e.width, type}, true}; }
+
     Matrix rows_of(const void *data, const Expert &e, int64_t row) const {
         Matrix m{data, model_width, type, e.tokens, nullptr};
         return m.from(row, 0);
@@ -89,9 +95,9 @@ struct Scratch {
 };
 
 // Hidden columns j .. j + n of a block before the activation: gate at out, up at out + up_at (if gated).
-// `inputs` are the block's packed tokens.
+// `inputs` are the block's packed tokens; `next` is what the caller reads after it.
 void hidden_chunk(const Layer &layer, const Expert &e, const float *inputs, int rows, int j, int n, float *out,
-                  int64_t ld, int64_t up_at, Scratch &s);
+                  int64_t ld, int64_t up_at, Scratch &s, const Ahead &next);
 
 // The result in float32: the output itself, or a buffer that finish() narrows into it. Tokens without any row are
 // 0 from the start.

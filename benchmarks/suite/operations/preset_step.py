@@ -9,12 +9,15 @@ from typing import Any, cast
 from moeworks.config import RunConfig
 from moeworks.config.presets import DEFAULT_PRESET, dense_twin, preset
 from moeworks.ops.backends import BACKENDS, Backend
+from moeworks.ops.native import library
 from moeworks.train import loop, step
-from suite.registry import Arm, Case, Operation, Sampler, Settings, register
+from suite.registry import Arm, Case, Operation, RefusedError, Sampler, Settings, register
 from suite.sampling import milliseconds, per_second
 from suite.trainers import QUICK_DATA, our_trainer
 
 TWIN = "dense twin"
+PURE = "pure torch"
+"""As where moeworks was installed without a compiler."""
 
 
 def preset_cases(settings: Settings) -> list[Case]:
@@ -25,23 +28,16 @@ def preset_cases(settings: Settings) -> list[Case]:
 
 
 def backend_arms(case: Case, settings: Settings) -> list[Arm]:
-    """Tokens a second on each backend."""
+    """Tokens a second on each backend, and without the native library at all."""
     config = _config(case, settings)
     tokens = config.train.batch_size * config.train.seq_len
-    return [
-        Arm(
-            name=f"moeworks {backend}",
-            build=partial(
-                _built,
-                config,
-                lambda run: per_second(run, tokens, settings),
-                cast(Backend, backend),
-            ),
-            ours=True,
-            maths="the first loss",
-        )
-        for backend in BACKENDS
-    ]
+
+    def sampled(run: Callable[[], None]) -> Callable[[], float]:
+        return per_second(run, tokens, settings)
+
+    builds = {f"moeworks {name}": partial(_built, config, sampled, cast(Backend, name)) for name in BACKENDS}
+    builds[PURE] = partial(_without_native, config, sampled)
+    return [Arm(name=name, build=build, ours=True, maths="the first loss") for name, build in builds.items()]
 
 
 def twin_arms(case: Case, settings: Settings) -> list[Arm]:
@@ -78,6 +74,16 @@ def _built(
         losses.append(float(trainer.step().losses.loss))
 
     return Sampler(sampled(run), lambda: [losses[0]])
+
+
+def _without_native(
+    config: RunConfig, sampled: Callable[[Callable[[], None]], Callable[[], float]]
+) -> Sampler:
+    """Raises RefusedError in a process that has the library already."""
+    if library.library.cache_info().currsize:
+        raise RefusedError("needs a process of its own")
+    library._find = lambda: None
+    return _built(config, sampled)
 
 
 def _statistics(config: RunConfig) -> Sampler:
@@ -126,7 +132,7 @@ register(
         name="default_train",
         summary="Training step of the default preset, on each backend",
         unit="tokens/s",
-        reference="moeworks sorted",
+        reference=PURE,
         higher_is_better=True,
         rounds=15,
         cases=preset_cases,
