@@ -14,6 +14,7 @@ from moeworks.cli.progress import TrainingDisplay
 from moeworks.config.count import count_parameters
 from moeworks.config.presets import preset
 from moeworks.data.tokenizer import load_tokenizer
+from moeworks.ops.native.library import Library, library
 from moeworks.pretrained import load
 from moeworks.train.run_dir import RunDir
 
@@ -174,3 +175,11 @@ def test_interrupt_while_the_corpus_is_prepared_leaves_nothing(fields, tmp_path,
     monkeypatch.setattr("moeworks.cli.training.prepare", interrupted)
     assert main(["train", "smoke", *fields, "--out", str(tmp_path), "--name", "run"]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_computes_the_experts(fields, capsys, tmp_path):
+    arguments = ["train", "smoke", *fields, "--out", str(tmp_path), "--name", "r", "--train.steps", "1"]
+    assert main(arguments) == 0
+    native = isinstance(library(), Library)
+    expected = "native: on the CPU" if native else "sorted: native refuses: moeworks was"
+    assert f"experts by {expected}" in capsys.readouterr().out

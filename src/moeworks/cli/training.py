@@ -18,6 +18,7 @@ from moeworks.data.tokenizer import load_tokenizer
 from moeworks.data.validation import ValidationSet
 from moeworks.errors import CheckpointError, ConfigError
 from moeworks.evaluate.bits_per_byte import Evaluation, evaluate
+from moeworks.models.decoder import moe_modules
 from moeworks.parallel.world import World, join_world
 from moeworks.report import write_report
 from moeworks.train.loop import Callbacks, train
@@ -76,6 +77,7 @@ class _Session:
             self._restore(trainer)
             if self.world.is_main:
                 corpus.tokenizer.save(self.directory.tokenizer)
+            self._say_backend(trainer)
             return trainer, self._open_sink(trainer, stack)
 
     @contextmanager
@@ -141,6 +143,15 @@ class _Session:
                 " what an uninterrupted run would give",
                 highlight=False,
             )
+
+    def _say_backend(self, trainer: Trainer) -> None:
+        """What computes the experts, and why: the slow path must not go unnoticed."""
+        moe = next(iter(moe_modules(trainer.model)), None)
+        if moe is None:
+            return
+        x = torch.empty(1, self.config.model.d_model, device=self.world.device)
+        with autocast(self.config, self.world.device):
+            self.console.print(f"experts by {moe.explain_backend(x)}", highlight=False)
 
     def _open_sink(self, trainer: Trainer, stack: ExitStack) -> MetricsSink | None:
         if not self.world.is_main:
