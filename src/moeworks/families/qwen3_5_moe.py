@@ -1,4 +1,4 @@
-"""Qwen3.5-MoE (Qwen team 2026), the text model: Qwen3-Next's layers, all with experts, rows in plain order."""
+"""Qwen3.5-MoE (Qwen team 2026), the text model: Qwen3-Next's layers, all MoE, rows in plain order."""
 
 from moeworks.config.weight_rules import Rule, Rules, WeightMap
 from moeworks.families.base import Family, Json
