@@ -19,7 +19,7 @@ def run(options: GenerateOptions) -> int:
     check(has_device, "device", options.device, "torch finds no GPU here")
     directory = find_checkpoint(options.model)
     model = load(directory, device=options.device)
-    tokenizer = _tokenizer(directory)
+    tokenizer = run_tokenizer(directory)
     prompt = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt).tolist()]
     ids = generate(
         model,
@@ -44,7 +44,7 @@ def run(options: GenerateOptions) -> int:
     return 0
 
 
-def _tokenizer(checkpoint: Path) -> Tokenizer:
+def run_tokenizer(checkpoint: Path) -> Tokenizer:
     """The run's tokenizer. Raises CheckpointError when it is not the one that the model was trained with."""
     path = checkpoint.resolve().parent.parent / "tokenizer.json"
     tokenizer = load_tokenizer(path)

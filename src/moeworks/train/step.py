@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
     StepTotals,
@@ -62,7 +62,7 @@ def accumulate_gradients(
         with autocast(config, world.device):
             output = _run(model, batch, ahead=config.model.num_mtp_layers > 0)
         share = batch.valid_BL.sum() / total
-        cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
+        cross_entropy = _summed_cross_entropy(output, batch) / total
         # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
         balanced = output.routings[: len(config.model.moe_layers)]
         if totals is None and world.size > 1 and _needs_totals(config.balance):
@@ -72,7 +72,7 @@ def accumulate_gradients(
         shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
         loss = cross_entropy + total_balance_loss(shared, config.balance)
         ahead = _mtp_loss(output, batch) / total
-        (loss + config.train.mtp_coef * ahead if output.ahead_BLV else loss).backward()
+        (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
         parts.append(_detached(output.routings, cross_entropy, balance, share, ahead))
     return _combined(parts, world)
 
@@ -96,10 +96,9 @@ def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:
     return mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
 
 
-def _summed_cross_entropy(logits_BLV: Tensor, batch: Batch) -> Tensor:
-    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none")
-    return (losses * batch.valid_BL.flatten()).sum()
+def _summed_cross_entropy(output: DecoderOutput, batch: Batch) -> Tensor:
+    hidden_TD, head_VD = output.head.factors(output.hidden_BLD.flatten(0, 1))
+    return linear_cross_entropy(hidden_TD, head_VD, batch.targets_BL.flatten(), batch.valid_BL.flatten())
 
 
 def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
