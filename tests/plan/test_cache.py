@@ -35,7 +35,7 @@ def test_a_step_reads_at_most_what_is_kept(name, context):
     model = MODELS[name]
     read, kept = cache_read_bytes(model, context, 2), count_cache_bytes(model, context, 2)
     assert read <= kept + 1
-    if name != "deepseek-v3.2":
+    if getattr(model.attention, "indexer", None) is None:
         assert read == kept
 
 

@@ -6,7 +6,7 @@ published ones, which others wrote or will read.
     store.py    write, verify and read one checkpoint
     series.py   the checkpoints of one run: the latest, and pruning
 
-    safetensors_file.py, source.py, quantized.py, gguf_source.py   published tensors by name, one at a time
+    source.py, safetensors_file.py, quantized.py, gguf_source.py   published tensors, read one at a time
     bindings.py   which view of a model's tensors each of them is
     publish.py    writing them
 

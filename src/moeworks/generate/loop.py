@@ -28,11 +28,13 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     limit = model.config.max_seq_len
+    # Published models allow for millions of positions: no cache is made for more than will come.
+    size = min(limit, len(prompt_ids) + max_new_tokens)
     ids, cache = list(prompt_ids), None
     for _ in range(max_new_tokens):
         if cache is None or cache.length == limit:
             keep = limit if len(ids) <= limit else max(limit // 2, 1)
-            cache = KVCache(model.config, 1, limit, dtype=parameter.dtype, device=parameter.device)
+            cache = KVCache(model.config, 1, size, dtype=parameter.dtype, device=parameter.device)
             fed = ids[-keep:]
         else:
             fed = ids[-1:]

@@ -4,7 +4,6 @@ Sources of the scalings: YaRN (Peng et al. 2023, section 3), Llama 3.1 (Meta 202
 LongRoPE (Ding et al. 2024, section 3.2), NTK-aware alpha (Hunyuan's published configs).
 """
 
-import functools
 import math
 from typing import Literal
 
@@ -41,7 +40,6 @@ def rope_angles(
     return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).float()
 
 
-@functools.cache
 def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = False) -> tuple[float, ...]:
     """dim/2 radians per position, fastest first."""
     if rope.scaling == "ntk_alpha":
