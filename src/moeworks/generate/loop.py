@@ -63,6 +63,7 @@ def generate_batch(
     stop_ids: Sequence[int] = (),
     prefill_chunk: int = PREFILL_CHUNK,
     prefix: PrefixCache | None = None,
+    ended: Sequence[bool] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield, token by token, a list of the next token of every text; None once a text has ended.
 
@@ -72,6 +73,7 @@ def generate_batch(
     Args:
         seeds: one per prompt; None counts from 0.
         prefix: for a batch of one prompt only.
+        ended: per prompt, read before each token: True ends that text, as a stop string does.
 
     Raises ConfigError as `generate` does.
     """
@@ -83,6 +85,8 @@ def generate_batch(
     rows = [_Row.of(model, ids, seed) for ids, seed in zip(prompts, seeds, strict=True)]
     batch = _Batch(model, rows, prefill_chunk, prefix)
     for left in range(max_new_tokens, 0, -1):
+        for row, end in zip(rows, ended or (), strict=False):
+            row.alive = row.alive and not end
         if not any(row.alive for row in rows):
             return
         logits_BV = batch.next_logits(left)
