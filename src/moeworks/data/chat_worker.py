@@ -63,9 +63,9 @@ def render(template: str, variables: dict[str, Any], limit: int) -> str:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = to_json
-    environment.globals.update(raise_exception=complain, strftime_now=strftime_now)
+    given = {"raise_exception": complain, "strftime_now": strftime_now}
     pieces, size = [], 0
-    for piece in environment.from_string(template).generate(**variables):
+    for piece in environment.from_string(template, globals=given).generate(**variables):
         size += len(piece)
         if size > limit:
             raise TooLongError(f"it writes more than {limit} characters")

@@ -40,19 +40,30 @@ class ModelTokenizer:
         """The tokens of `text` alone; special tokens that it spells out are ordinary text."""
         return self._encode(text, spelled=True)
 
+    def encode_marked(self, text: str) -> list[int]:
+        """The tokens of `text` alone; special tokens that it spells out are those tokens."""
+        return self._encode(text, spelled=False)
+
     def encode_prompt(self, text: str) -> list[int]:
-        """Start tokens and `text`; never empty."""
-        return [*self.prefix_ids, *self.encode(text)] if not text else [*self.start_ids, *self.encode(text)]
+        """Start tokens and `text`; the token that ends texts where both are empty."""
+        return [*self.start_ids, *self.encode(text)] or list(self.prefix_ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """A conversation, up to where the model answers. Raises ConfigError without a chat template."""
-        if self.chat_template is None:
-            raise ConfigError("chat: this model comes without a chat template; give it a plain text")
-        variables = {**self.special_tokens, "messages": list(messages), "add_generation_prompt": True}
-        ids = self._encode(render_chat(self.chat_template, variables), spelled=False)
+        ids = self.encode_marked(self.chat_text(messages))
         if not ids:
             raise ConfigError("chat: the chat template makes an empty text of these messages")
         return ids
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+        """The conversation as the chat template writes it, with the opening of an `answer` if there is to be one.
+
+        Raises ConfigError without a chat template, DataError for one that fails.
+        """
+        if self.chat_template is None:
+            raise ConfigError("chat: this model comes without a chat template; give it a plain text")
+        variables = {**self.special_tokens, "messages": list(messages), "add_generation_prompt": answer}
+        return render_chat(self.chat_template, variables)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""

@@ -1,0 +1,88 @@
+"""How probable given tokens are: rows of tokens, of which the last ones are to be predicted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+
+from moeworks.errors import check
+from moeworks.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens, the last `predicted` of which are scored, each after those before it."""
+
+    ids: Sequence[int]
+    predicted: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one row."""
+
+    nats: float
+    """Summed cross-entropy of the predicted tokens."""
+    greedy: bool
+    """Each predicted token is the most probable one at its place."""
+
+
+def windows(ids: Sequence[int], prefix: int, context: int, stride: int) -> Iterator[Row]:
+    """Rows that together predict each token of `ids` once, but for the first `prefix` of them.
+
+    A row has at most `context` + 1 tokens, so that the model reads `context` of them. Each starts `stride`
+    tokens after the one before; where the context is longer, the tokens in between are seen again.
+
+    Raises ConfigError for a stride that is not between 1 and the context.
+    """
+    check(1 <= stride <= context, "stride", stride, f"must lie between 1 and the context, {context}")
+    done = prefix
+    for start in count(0, stride):
+        end = min(start + context + 1, len(ids))
+        if end > done:
+            yield Row(ids[start:end], end - done)
+            done = end
+        if end == len(ids):
+            return
+
+
+@torch.no_grad()
+def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) -> Iterator[tuple[int, Score]]:
+    """Yield the index of a row and its score, longest rows first, batches of about `batch_tokens` at once.
+
+    Raises ConfigError for a row without a token before those to predict, or longer than the context.
+    """
+    limit = model.config.max_seq_len
+    for row in rows:
+        check(0 <= row.predicted < len(row.ids), "predicted", row.predicted, f"of {len(row.ids)} tokens")
+        check(len(row.ids) <= limit + 1, "tokens", len(row.ids), f"exceed the model's context of {limit}")
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
+    while order:
+        width = max(len(rows[order[0]].ids) - 1, 1)
+        size = max(batch_tokens // width, 1)
+        chosen, order = order[:size], order[size:]
+        yield from zip(chosen, _score_batch(model, [rows[index] for index in chosen], width), strict=True)
+
+
+def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]:
+    device = next(model.parameters()).device
+    tokens_BL = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets_BL = torch.zeros_like(tokens_BL)
+    valid_BL, wanted_BL = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(2))
+    for number, row in enumerate(rows):
+        ids, length = torch.tensor(row.ids, dtype=torch.int64), len(row.ids) - 1
+        tokens_BL[number, :length], targets_BL[number, :length] = ids[:-1], ids[1:]
+        valid_BL[number, :length] = True
+        wanted_BL[number, length - row.predicted : length] = True
+    valid = None if bool(valid_BL.all()) else valid_BL.to(device)
+    logits_BLV = model(tokens_BL.to(device), valid_BL=valid).logits_BLV
+    scores = []
+    for number, wanted_L in enumerate(wanted_BL):  # a row at a time: float32 logits of all would be large
+        logits_NV = logits_BLV[number][wanted_L.to(device)]
+        logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        targets_N = targets_BL[number][wanted_L].to(device)
+        nats = F.cross_entropy(logits_NV, targets_N, reduction="none").double().sum()
+        scores.append(Score(float(nats), bool((logits_NV.argmax(dim=-1) == targets_N).all())))
+    return scores
