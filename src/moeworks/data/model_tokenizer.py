@@ -56,7 +56,7 @@ class ModelTokenizer:
         return ids
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
-        """The conversation as the chat template writes it, with the opening of an `answer` if there is to be one.
+        """The conversation as the chat template writes it, and, with `answer`, the opening of one.
 
         Raises ConfigError without a chat template, DataError for one that fails.
         """

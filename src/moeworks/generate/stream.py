@@ -21,16 +21,22 @@ class TextStream:
         self._ids: list[int] = []
         self._told = 0
         """Characters of the text of `_ids` that were given out."""
+        self._open = 0
+        """Tokens since the text last ended in a whole character."""
 
     def add(self, token: int) -> str:
         """The text that `token` completes, "" if it completes none."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        whole = _whole(text)
+        self._open = self._open + 1 if text.endswith(REPLACEMENT) else 0
+        whole = self._whole(text)
         fresh = text[self._told : whole]
         self._told = max(self._told, whole)
         if len(self._ids) >= 2 * _BLOCK and whole == len(text):
             self._shorten(text)
+        if len(self._ids) >= 16 * _BLOCK:  # bytes that will never be text
+            fresh += text[self._told :]
+            self._ids, self._told = [], 0
         return fresh
 
     def finish(self) -> str:
@@ -47,11 +53,13 @@ class TextStream:
                 self._ids, self._told = self._ids[start:], len(kept)
                 return
 
+    def _whole(self, text: str) -> int:
+        """Length of the text without an end that may still change: characters that lack bytes.
 
-def _whole(text: str) -> int:
-    """Length of the text without an end that may still change: characters that lack bytes."""
-    end = len(text.rstrip(REPLACEMENT))
-    return max(end, len(text) - _OPEN)
+        A tokenizer with tokens for bytes shows a run of them as U+FFFD, all of it, until the last is there.
+        """
+        end = len(text.rstrip(REPLACEMENT))
+        return end if self._open <= _OPEN else max(end, len(text) - _OPEN)
 
 
 class StopStrings:
