@@ -17,7 +17,7 @@ BOS, EOS = 257, 258
 
 
 def byte_backend(*, framed: bool = False) -> Tokenizer:
-    """A token per byte, <|endoftext|> as 256, <bos> as 257, <eos> as 258; `framed` puts <bos> before a text."""
+    """A token per byte, <|endoftext|> 256, <bos> 257, <eos> 258; `framed` puts <bos> before a text."""
     backend = build_tokenizer("bytes", 257, []).backend
     backend.add_special_tokens([AddedToken("<bos>", special=True), AddedToken("<eos>", special=True)])
     if framed:
@@ -33,7 +33,7 @@ def write_folder(
     generation: dict[str, Any] | None = None,
     framed: bool = True,
 ) -> Decoder:
-    """A tiny published model with tokenizer.json, tokenizer_config.json and, if given, generation_config.json."""
+    """A tiny published model with tokenizer.json and tokenizer_config.json; `generation` its advice."""
     base = LLAMA | dict(vocab_size=VOCAB, max_position_embeddings=64)
     model = write(folder, base | (config or {}))
     byte_backend(framed=framed).save(str(folder / "tokenizer.json"))

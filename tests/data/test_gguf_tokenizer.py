@@ -58,8 +58,8 @@ def test_byte_level(tmp_path):
 def test_pieces_with_scores(tmp_path):
     scores = [0.0] * 260 + [-1.0, -2.0, -3.0, -4.0, -5.0]
     path = write(
-        tmp_path / "m.gguf", "llama", PIECES, token_scores=scores, token_types=[2, 3, 3] + [6] * 256 + [1] * 6,
-        bos_token_id=1, eos_token_id=2,
+        tmp_path / "m.gguf", "llama", PIECES, token_scores=scores, bos_token_id=1, eos_token_id=2,
+        token_types=[2, 3, 3] + [6] * 256 + [1] * 6,
     )  # fmt: skip
     tokenizer = tokenizer_of(path, 265)
     assert tokenizer.start_ids == (1,)

@@ -69,9 +69,10 @@ def test_what_ends_a_text(tmp_path, config, generation, stops):
     ("generation", "sampling"),
     [
         (None, {}),
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}, {"temperature": 0.6, "top_p": 0.95}),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 0}, {"top_p": 0.9}),
         ({"do_sample": False, "temperature": 0.6}, {"temperature": 0.0}),
-        ({"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "other": 1}, {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}),
+        ({"top_k": 20, "min_p": 0.1, "other": 1}, {"top_k": 20, "min_p": 0.1}),
+        ({"repetition_penalty": 1.1, "temperature": 0.6}, {"repetition_penalty": 1.1, "temperature": 0.6}),
     ],
 )  # fmt: skip
 def test_what_the_makers_recommend(tmp_path, generation, sampling):

@@ -67,8 +67,11 @@ def cut(text: str, stops: list[str]) -> str:
     return text[: min(places, default=len(text))]
 
 
-@given(st.text(alphabet="abc", max_size=40), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
-       st.lists(st.integers(0, 5), max_size=30))  # fmt: skip
+@given(
+    st.text(alphabet="abc", max_size=40),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 5), max_size=30),
+)
 def test_stop_strings_cut_as_in_the_whole_text(text, stops, sizes):
     """However the text is cut into pieces; nothing is shown that the whole would not show."""
     watch, shown, rest = StopStrings(stops), "", text

@@ -48,7 +48,6 @@ def windows(ids: Sequence[int], prefix: int, context: int, stride: int) -> Itera
             return
 
 
-@torch.no_grad()
 def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) -> Iterator[tuple[int, Score]]:
     """Yield the index of a row and its score, longest rows first, batches of about `batch_tokens` at once.
 
@@ -66,6 +65,7 @@ def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) ->
         yield from zip(chosen, _score_batch(model, [rows[index] for index in chosen], width), strict=True)
 
 
+@torch.no_grad()
 def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]:
     device = next(model.parameters()).device
     tokens_BL = torch.zeros(len(rows), width, dtype=torch.int64)

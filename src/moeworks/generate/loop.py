@@ -52,7 +52,6 @@ def generate(
         yield token
 
 
-@torch.no_grad()
 def generate_batch(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -149,6 +148,7 @@ class _Batch:
     size: int = 0
     """Positions that the cache has room for."""
 
+    @torch.no_grad()
     def next_logits(self, left: int) -> Tensor:
         """[B, V], after the newest token of every text; `left` tokens are still to come."""
         if self.cache is None or self.cache.length == self.size:
