@@ -30,6 +30,8 @@ struct Matrix {
 // Floats that a packed operand may be overwritten by behind its end.
 constexpr int kSlack = 16;
 
+struct StepKernels;  // step_kernels.hpp
+
 struct Kernels {
     const char *name;
     int mr, nr;  // the tile that stays in registers
@@ -56,6 +58,8 @@ struct Kernels {
     float (*dot)(const float *a, const float *b, int64_t n);
     void (*widen)(float *to, const void *from, int type, int64_t n);         // to float32
     void (*narrow)(void *to, int type, const float *from, int64_t n);        // from float32, to nearest even
+
+    const StepKernels *step;
 };
 
 const Kernels &kernels();

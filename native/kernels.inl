@@ -10,6 +10,7 @@
 
 #include "kernels.hpp"
 #include "moeworks.h"
+#include "step_kernels.hpp"
 
 namespace mw {
 namespace {
@@ -430,8 +431,10 @@ void narrow(void *to, int type, const float *from, int64_t n) {
     for (int64_t i = 0; i < n; ++i) half[i] = narrowed(from[i]);
 }
 
+#include "step_kernels.inl"
+
 constexpr Kernels table = {NAME,     MR,       NR,  pack_left, pack_left_t, pack_right, pack_right_t,
-                           multiply, activate, activate_backward, add, dot, widen, narrow};
+                           multiply, activate, activate_backward, add, dot, widen, narrow, &step_table};
 
 }  // namespace
 

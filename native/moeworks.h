@@ -21,7 +21,7 @@ extern "C" {
 /* Changes with every change of this file; the loader refuses a library of another version. */
 #define MW_ABI_VERSION 1
 
-enum mw_dtype { MW_FLOAT32 = 0, MW_BFLOAT16 = 1, MW_INT64 = 2, MW_BOOL = 3, MW_INT32 = 4 };
+enum mw_dtype { MW_FLOAT32 = 0, MW_BFLOAT16 = 1, MW_INT64 = 2, MW_BOOL = 3, MW_INT32 = 4, MW_FLOAT64 = 5 };
 
 enum mw_activation { MW_SWIGLU = 0, MW_GEGLU = 1, MW_RELU = 2, MW_GELU = 3, MW_RELU2 = 4 };
 
@@ -100,6 +100,42 @@ MW_API void mw_release_cache(void);
 
 MW_API int mw_experts_forward(const mw_experts *args, int32_t threads);
 MW_API int mw_experts_backward(const mw_experts *args, const mw_experts_grad *grad, int32_t threads);
+
+/* The step around the experts. Float tensors are float32 unless said otherwise; none may overlap another. */
+
+/* ids [T, K] int64: where the K largest of each row of values [T, E] (float32 or float64) are, largest first,
+ * ties to the lower index; NaN counts as the largest, -inf as the lowest finite value. */
+MW_API int mw_top_k(const mw_tensor *values, const mw_tensor *ids, int32_t threads);
+
+/* losses [T] = scale [T] * (logsumexp(row) - row[target]) of logits [T, V]; targets [T] int64. With `gradient`
+ * each row of logits is overwritten with the gradient of its loss. */
+MW_API int mw_cross_entropy(const mw_tensor *logits, const mw_tensor *targets, const mw_tensor *scale,
+                            const mw_tensor *losses, int32_t gradient, int32_t threads);
+
+/* y [R, D] = x * r * weight, r [R] = 1 / sqrt(mean(x^2) + eps); weight [D] optional. */
+MW_API int mw_rms_norm(const mw_tensor *x, const mw_tensor *weight, double eps, const mw_tensor *y,
+                       const mw_tensor *r, int32_t threads);
+/* grad_x [R, D], and grad_weight [D] if it is there. */
+MW_API int mw_rms_norm_backward(const mw_tensor *grad_y, const mw_tensor *x, const mw_tensor *weight,
+                                const mw_tensor *r, const mw_tensor *grad_x, const mw_tensor *grad_weight,
+                                int32_t threads);
+
+/* y [R, P]: the pairs (x_i, x_{i + P/2}) of x turned by the angles of table [2, L, P/2] (cosines, sines), with
+ * `inverse` backwards. Row r has position (r / repeats) % L. */
+MW_API int mw_rope(const mw_tensor *x, const mw_tensor *table, int64_t repeats, int32_t inverse,
+                   const mw_tensor *y, int32_t threads);
+
+/* One tensor of an AdamW step, flat; `step` counts from 1. */
+typedef struct {
+    mw_tensor param, grad, exp_avg, exp_avg_sq; /* [n] */
+    double lr, beta1, beta2, eps, weight_decay, step;
+} mw_adamw_item;
+
+/* Updates all of them; gradients count gradient_scale times. */
+MW_API int mw_adamw(const mw_adamw_item *items, int64_t count, double gradient_scale, int32_t threads);
+
+/* *sum = the sum of the squares of all elements of tensors, each [n]. */
+MW_API int mw_sum_of_squares(const mw_tensor *tensors, int64_t count, double *sum, int32_t threads);
 
 #ifdef __cplusplus
 }

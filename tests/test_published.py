@@ -159,6 +159,13 @@ def test_a_model_made_here_takes_the_first_family_that_can_say_it(tmp_path):
     assert not (tmp_path / "odd").exists()
 
 
+def test_frequencies_that_old_checkpoints_hold_are_passed_over(tmp_path):
+    model = write(tmp_path, LLAMA)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(tmp_path, lambda t: t.update({name: torch.ones(2)}))
+    same(model, load(tmp_path, dtype=torch.float32))
+
+
 # What is wrong with a checkpoint is said, with names.
 
 

@@ -161,6 +161,22 @@ TINY: dict[str, Tiny] = {
             rope_parameters=dict(YARN, truncate=False),
         ),
     ),
+    "qwen3_5_moe": Tiny(
+        "qwen3_5_moe_text",
+        _sized(
+            moe_intermediate_size=20, shared_expert_intermediate_size=28, num_experts=6, head_dim=16,
+            num_experts_per_tok=3, linear_conv_kernel_dim=4, linear_key_head_dim=8, linear_value_head_dim=12,
+            linear_num_key_heads=2, linear_num_value_heads=4, max_position_embeddings=256, rms_norm_eps=1e-2,
+            rope_parameters=dict(PLAIN, partial_rotary_factor=0.25),
+        ),
+        length=140,
+    ),
+    "glm_moe_dsa": Tiny(
+        "glm_moe_dsa",
+        _sized(
+            MLA, GROUPED, rope_parameters=PLAIN, index_topk=9, index_head_dim=8, index_n_heads=24, head_dim=4,
+        ),
+    ),
     "flex_olmo": Tiny(
         "flex_olmo",
         _sized(intermediate_size=20, num_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),

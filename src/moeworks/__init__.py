@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
     from moeworks.ops.routing import Routing
     from moeworks.pretrained import load, save
+    from moeworks.trace.read import RoutingTrace
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "Routing",
+    "RoutingTrace",
     "RunConfig",
     "balance_losses",
     "load",
@@ -35,6 +37,7 @@ _HOMES = {
     "MoEConfig": "moeworks.config",
     "ModelConfig": "moeworks.config",
     "Routing": "moeworks.ops.routing",
+    "RoutingTrace": "moeworks.trace.read",
     "RunConfig": "moeworks.config",
     "balance_losses": "moeworks.ops.losses",
     "load": "moeworks.pretrained",

@@ -2,21 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moeworks.checkpoint import latest_checkpoint, read_checkpoint
-from moeworks.checkpoint.bindings import Binding, bind, check_names, fill, usual_names
+from moeworks.checkpoint.bindings import bind, check_names, fill, usual_names
 from moeworks.checkpoint.gguf_source import GgufSource
+from moeworks.checkpoint.publish import write_weights
 from moeworks.checkpoint.quantized import dequantized
-from moeworks.checkpoint.source import INDEX, SINGLE, FolderSource, Source, read_json
+from moeworks.checkpoint.source import FolderSource, Source, read_json
 from moeworks.checkpoint.staging import staged_directory
 from moeworks.config import ModelConfig, RunConfig
 from moeworks.config.codec import from_dict
@@ -101,7 +100,7 @@ def save(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with staged_directory(folder) as staged:
-            _write_weights(staged, bindings, dtype, shard_bytes)
+            write_weights(staged, bindings, dtype, shard_bytes)
             text = json.dumps(config, indent=2, ensure_ascii=False)
             (staged / "config.json").write_text(text + "\n", encoding="utf-8")
             _copy_tokenizer(model.origin, staged)
@@ -268,50 +267,6 @@ def _as_announced(config: ModelConfig, family: Family, origin: Any) -> ModelConf
         return config
     announced = family.from_hf(origin).num_mtp_layers
     return _replace(config, num_mtp_layers=max(announced, config.num_mtp_layers))
-
-
-def _write_weights(
-    folder: Path, bindings: list[Binding], dtype: torch.dtype | None, shard_bytes: int
-) -> None:
-    """One file, or shards with an index, each collected and written in turn."""
-    shards = list(_shards(bindings, dtype, shard_bytes))
-    if len(shards) == 1:
-        save_file(_collected(shards[0], dtype), folder / SINGLE, metadata={"format": "pt"})
-        return
-    weight_map, total = {}, 0
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = _collected(shard, dtype)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(t.numel() * t.element_size() for t in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(bindings: list[Binding], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[Binding]]:
-    shard: list[Binding] = []
-    size = 0
-    for binding in bindings:
-        item = (dtype or binding.parts[0].dtype).itemsize
-        weight = item * sum(part.numel() for part in binding.parts)
-        if shard and size + weight > shard_bytes:
-            yield shard
-            shard, size = [], 0
-        shard.append(binding)
-        size += weight
-    yield shard
-
-
-def _collected(bindings: list[Binding], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {b.name: _cast(b, dtype) for b in bindings}
-
-
-def _cast(binding: Binding, dtype: torch.dtype | None) -> Tensor:
-    """Biases of the choice stay float32: rounded, they would choose other experts."""
-    tensor = binding.collect().cpu()
-    keep = dtype is None or binding.name.endswith(("e_score_correction_bias", "expert_bias"))
-    return tensor if keep else tensor.to(dtype)
 
 
 def _copy_tokenizer(origin: Origin | None, folder: Path) -> None:

@@ -62,13 +62,25 @@ def test_help_imports_nothing_heavy():
     assert python(code).stdout.endswith("set()\n")
 
 
-def test_config_verb_runs_without_torch():
-    code = "import sys; from moeworks.cli.main import main; main(['config']); print('torch' in sys.modules)"
-    assert python(code).stdout.endswith("False\n")
+@pytest.mark.parametrize(
+    "argv",
+    [["config"], ["info", "deepseek-v3"], ["plan", "mixtral-8x7b"], ["plan", "smoke", "--tokens", "1B"]],
+)
+def test_verbs_that_count_run_without_torch(argv):
+    code = f"import sys; from moeworks.cli.main import main; main({argv}); print('torch' in sys.modules)"
+    done = python(code)
+    assert done.stdout.endswith("False\n"), done.stderr
 
 
 @pytest.mark.parametrize(
-    "argv", [["train", "--help"], ["train", "--model.router.topk", "2"], ["generate", "-h"]]
+    "argv",
+    [
+        ["train", "--help"],
+        ["train", "--model.router.topk", "2"],
+        ["generate", "-h"],
+        ["info", "-h"],
+        ["plan", "-h"],
+    ],
 )
 def test_help_and_slips_of_a_verb_answer_without_torch(argv):
     code = f"""

@@ -178,3 +178,17 @@ def test_a_mixer_of_an_unknown_kind_is_an_error():
         from_dict(ModelConfig, {"attention": {"kind": "mlaa"}})
     with pytest.raises(ConfigError, match=r"model.attention.q_rank: unknown field"):
         from_dict(ModelConfig, {"attention": {"kind": "mla", "q_rank": 3}}, "model")
+
+
+def test_published_lists_of_equal_numbers_are_one_number():
+    """Hunyuan gives its experts layer by layer."""
+    config = config_of("hunyuan-a13b")
+    lists = dict(num_experts=[64] * 32, moe_topk=[8] * 32, num_shared_expert=[1] * 32)
+    assert from_hf(config | lists | {"moe_intermediate_size": [3072] * 32}) == published("hunyuan-a13b")
+    with pytest.raises(ConfigError, match="must be the same in every layer"):
+        from_hf(config | {"moe_topk": [8] * 31 + [4]})
+
+
+def test_what_old_versions_of_transformers_wrote_is_harmless():
+    old = dict(max_length=20, temperature=1.0, top_k=50, num_beams=1, is_llama_config=True)
+    assert from_hf(config_of("llama-3-8b") | old) == published("llama-3-8b")

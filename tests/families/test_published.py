@@ -44,6 +44,8 @@ FIGURES = {
     "granite-3.0-3b-a800m": ((3.3, 0.1), (0.8, 0.1), "no embeddings"),
     "dbrx": ((132, 1), (36, 1), "all"),
     "minicpm-moe-8x2b": ((13.6, 0.1), (4, 1), "no embeddings"),  # its total leaves the embeddings out
+    "qwen3.5-35b-a3b": ((35, 1), (3, 1), "all"),
+    "glm-5": ((744, 1), (40, 1), "no input"),
     "flexolmo-7x7b": ((33, 1), (24, 1), "no input"),
     "solar-open-100b": ((102, 1), (12, 1), "all"),
     "glm-4.7-flash": ((30, 1), (3, 1), "no embeddings"),

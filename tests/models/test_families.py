@@ -89,3 +89,31 @@ def test_activation_checkpointing_changes_no_gradient(config):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, **CLOSE)
+
+
+@torch.no_grad()
+def test_in_bfloat16_it_is_near_and_decodes_as_it_prefills(config):
+    torch.manual_seed(0)
+    model = randomise_(Decoder(config), std=0.15).eval()
+    tokens = torch.arange(40).view(2, 20)
+    want = model(tokens).logits_BLV
+    low = model.to(torch.bfloat16)
+    got = low(tokens).logits_BLV
+    assert got.dtype == torch.bfloat16
+    cache = KVCache(config, 2, 20, dtype=torch.bfloat16)
+    pieces = [low(piece, cache=cache).logits_BLV for piece in tokens.split([15, 1, 4], dim=1)]
+    for logits in (got, torch.cat(pieces, dim=1)):
+        # Rounding may choose other experts: most positions agree, none is wild.
+        error = (logits.float() - want).abs().amax(dim=-1) / want.abs().amax()
+        assert error.median() < 0.1 and error.max() < 2
+
+
+def test_it_trains_under_autocast(config):
+    torch.manual_seed(0)
+    model = randomise_(Decoder(config), std=0.15).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.arange(40).view(2, 20)).logits_BLV
+    logits.float().square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert model.embed.weight.grad.any()

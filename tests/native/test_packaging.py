@@ -56,7 +56,7 @@ def python_files(wheel: Path) -> set[str]:
 COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.skipif(COMPILER is None or shutil.which(COMPILER) is None, reason="no C++ compiler")
 def test_a_wheel_holds_the_library(source, tmp_path):
     # What it says and holds does not depend on how well it is optimised, the time that it takes does.
     wheel, said = built(source, tmp_path / "wheel", CXXFLAGS="-O0", CMAKE_BUILD_TYPE="Debug")

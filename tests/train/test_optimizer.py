@@ -1,22 +1,19 @@
-"""Groups of parameters, the two optimizers as one, their state on disk, and gradient norms."""
+"""Groups of parameters, the two optimizers as one, and their state on disk."""
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moeworks.checkpoint import read_checkpoint, write_checkpoint
 from moeworks.config import OptimizerConfig
 from moeworks.errors import CheckpointError
+from moeworks.train.adamw import clip_scale, gradient_norm
 from moeworks.train.optimizer import (
     Optimizers,
     ParameterGroups,
     build_optimizers,
-    clip_gradients,
     first_nonfinite_gradient,
     group_parameters,
 )
@@ -92,9 +89,8 @@ def _train(model: nn.Module, optimizers: Optimizers, steps: range) -> None:
     for step in steps:
         optimizers.zero_grad()
         _backward(model, step)
-        clip_gradients(model.parameters(), 1.0)
         optimizers.set_lr_scale(1 / (1 + step))
-        optimizers.step()
+        optimizers.step(clip_scale(gradient_norm(model.parameters()), 1.0))
 
 
 def _layers(*names: str) -> tuple[str, ...]:
@@ -288,44 +284,6 @@ def test_state_of_another_shape_or_dtype_is_refused(other: Tensor) -> None:
         optimizers.load_state_tensors(saved)
 
 
-def _with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
-    params = [nn.Parameter(torch.zeros(1) if g is None else torch.zeros_like(g)) for g in gradients]
-    for param, gradient in zip(params, gradients, strict=True):
-        param.grad = None if gradient is None else gradient.clone()
-    return params
-
-
-def test_pitfall_27_the_norm_covers_experts_and_dense_parameters_alike() -> None:
-    params = _with_gradients(torch.full((2, 2, 2), 1.0), torch.tensor([1.0]), None)
-    assert clip_gradients(params, 1.5) == 3.0
-    torch.testing.assert_close(params[0].grad, torch.full((2, 2, 2), 0.5))
-    torch.testing.assert_close(params[1].grad, torch.tensor([0.5]))
-
-
-@pytest.mark.parametrize("max_norm", [0.0, 4.0])
-def test_gradients_within_the_limit_or_without_limit_stay(max_norm: float) -> None:
-    params = _with_gradients(torch.tensor([3.0]), torch.tensor([0.0, 1.0]))
-    assert clip_gradients(iter(params), max_norm) == pytest.approx(math.sqrt(10))
-    assert torch.equal(params[0].grad, torch.tensor([3.0]))
-
-
-def test_without_gradients_the_norm_is_zero() -> None:
-    assert clip_gradients(_with_gradients(None), 1.0) == 0.0
-
-
-@settings(max_examples=30, deadline=None)
-@given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=6), max_norm=st.floats(0.01, 30))
-def test_clipping_bounds_the_norm_and_keeps_the_direction(values: list[float], max_norm: float) -> None:
-    gradients = [torch.tensor([value], dtype=torch.float64) for value in values]
-    params = _with_gradients(*gradients)
-    norm = clip_gradients(params, max_norm)
-    assert norm == pytest.approx(math.hypot(*values))
-    clipped = torch.cat([param.grad for param in params])
-    assert clipped.norm() <= max_norm * (1 + 1e-9)
-    scale = min(1.0, max_norm / (float(norm) + 1e-6))
-    torch.testing.assert_close(clipped, torch.cat(gradients) * scale, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_gradient_that_is_not_finite_is_named(bad: float) -> None:
     model = _model()
@@ -335,4 +293,4 @@ def test_the_first_gradient_that_is_not_finite_is_named(bad: float) -> None:
     model.layers[1].experts.down_proj.grad[2, 0, 0] = bad
     model.lm_head.weight.grad[0, 0] = bad
     assert first_nonfinite_gradient(model) == "layers.1.experts.down_proj"
-    assert not clip_gradients(model.parameters(), 0.0).isfinite()
+    assert not gradient_norm(model.parameters()).isfinite()

@@ -11,6 +11,7 @@ from tiny_run import biases_of, gradients_of, random_batch, split_rows, tiny_con
 from moeworks.config import BalanceConfig, CapacityConfig, LayerPatternConfig, RunConfig
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.ops.losses import balance_losses, switch_loss, total_balance_loss
+from moeworks.ops.mtp import mtp_loss
 from moeworks.parallel.world import World
 from moeworks.train.step import StepLosses, accumulate_gradients, update_expert_biases
 from moeworks.train.trainer import build_model
@@ -246,3 +247,48 @@ def test_layers_must_match_the_counts(texts):
     model = build(tiny_config(texts))
     with pytest.raises(ValueError, match="shorter"):
         update_expert_biases(model, torch.ones(1, 4, dtype=torch.int64), BalanceConfig(bias_rule="sign"))
+
+
+# Multi-token prediction.
+
+
+def mtp_config(texts, **groups) -> RunConfig:
+    return tiny_config(texts, model=dict(num_mtp_layers=2), **groups)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_mtp_layers_add_their_loss_however_the_step_is_cut(texts, parts):
+    config, batch = mtp_config(texts, balance=INVARIANT), random_batch()
+    losses, grads = one_step(config, parts, batch)
+    model = build(config)
+    output = model(
+        batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, ahead=True
+    )
+    valid = batch.valid_BL.sum()
+    ahead = mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL) / valid
+    torch.testing.assert_close(losses.mtp, ahead, **CLOSE)
+    balance = total_balance_loss(balance_losses(output.routings[:2], config.balance), config.balance)
+    cross_entropy = F.cross_entropy(
+        output.logits_BLV.flatten(0, 1), batch.targets_BL.flatten(), reduction="none"
+    )
+    loss = (cross_entropy * batch.valid_BL.flatten()).sum() / valid
+    (loss + balance + 0.3 * ahead).backward()
+    torch.testing.assert_close(losses.loss, loss, **CLOSE)
+    torch.testing.assert_close(grads, gradients_of(model), **CLOSE)
+
+
+def test_the_biases_of_mtp_layers_move_too(texts):
+    config = mtp_config(texts)
+    model = build(config)
+    before = biases_of(model)
+    losses = accumulate_gradients(model, [random_batch()], config, World())
+    assert losses.counts_lE.shape[0] == len(moe_modules(model)) == 4
+    update_expert_biases(model, losses.counts_lE, config.balance)
+    assert all(not torch.equal(a, b) for a, b in zip(before, biases_of(model), strict=True))
+
+
+def test_without_weight_they_learn_nothing_and_without_layers_there_is_no_loss(texts):
+    _, grads = one_step(mtp_config(texts, train=dict(mtp_coef=0.0)), 1)
+    assert all(not gradient.any() for name, gradient in grads.items() if name.startswith("mtp."))
+    losses, _ = one_step(tiny_config(texts), 1)
+    assert losses.mtp == 0

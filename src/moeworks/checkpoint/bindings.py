@@ -14,6 +14,8 @@ from moeworks.errors import CheckpointError
 
 _LISTED = 5
 _EXPERT = "{e}"
+_FREQUENCIES = "*.rotary_emb.inv_freq"
+"""Buffers of old checkpoints that the config determines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ def usual_names(weights: WeightMap, names: Iterable[str]) -> dict[str, str]:
 
 
 def _ignored(weights: WeightMap, name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in weights.ignored)
+    return any(fnmatchcase(name, pattern) for pattern in (*weights.ignored, _FREQUENCIES))
 
 
 def _instances(

@@ -40,10 +40,30 @@ VERBS: dict[str, Verb] = {
     "eval": Verb(
         "moeworks.cli.eval", "moeworks.cli.evaluation", "bits per byte and perplexity of a model on texts"
     ),
+    "trace": Verb(
+        "moeworks.cli.trace",
+        "moeworks.cli.tracing",
+        "record which experts a model chooses for some texts",
+    ),
+    "simulate": Verb(
+        "moeworks.cli.simulate",
+        "moeworks.cli.simulation",
+        "what a cache, devices or speculation would do with a trace",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",
         "print a preset's whole config, every field explained",
+    ),
+    "info": Verb(
+        "moeworks.cli.info",
+        "moeworks.cli.info",
+        "parameters, cache and FLOPs of a published model or of a run",
+    ),
+    "plan": Verb(
+        "moeworks.cli.plan",
+        "moeworks.cli.planning",
+        "what serving or training a model takes: devices, speed, traffic, time, money",
     ),
 }
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from moeworks.config.layout import LayerPatternConfig, NormConfig
 from moeworks.config.mixers import GQAConfig, MixerConfig
 from moeworks.errors import check
 
@@ -243,62 +244,6 @@ class MoEConfig(RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig
         check(self.d_model >= 1, "d_model", self.d_model, "must be at least 1")
         for group in (RouterConfig, ExpertsConfig, SharedExpertsConfig, CapacityConfig):
             group.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPatternConfig:
-    """Which layers hold a MoE; the others hold a dense block."""
-
-    first_dense: int = 0
-    """The first n layers are dense (DeepSeek's first_k_dense_replace)."""
-    every: int = 1
-    """Of the rest every n-th is a MoE, counted so that the n-th is the first (Qwen's decoder_sparse_step)."""
-    explicit: tuple[int, ...] | None = None
-    """The MoE layers by index; overrides the two above. An empty list makes a dense model."""
-
-    def moe_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Indices of the MoE layers of a model with `num_layers` layers, ascending."""
-        if self.explicit is not None:
-            return tuple(sorted(self.explicit))
-        rest = range(self.first_dense, num_layers)
-        return tuple(i for n, i in enumerate(rest, 1) if n % self.every == 0)
-
-    def __post_init__(self) -> None:
-        check(self.first_dense >= 0, "pattern.first_dense", self.first_dense, "must not be negative")
-        check(self.every >= 1, "pattern.every", self.every, "must be at least 1")
-        chosen = self.explicit or ()
-        check(len(set(chosen)) == len(chosen), "pattern.explicit", chosen, "names a layer twice")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormConfig:
-    """The norms of the residual stream, and of queries and keys."""
-
-    kind: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm."""
-    bias: bool = False
-    """LayerNorm with a bias."""
-    zero_centred: bool = False
-    """RMSNorm that multiplies by 1 + weight (Qwen3-Next)."""
-    placement: Literal["pre", "post", "sandwich"] = "pre"
-    """x + f(norm(x)), x + norm(f(x)) (FlexOlmo), or x + norm(f(norm(x))) (Grok-1)."""
-    final_eps: float | None = None
-    """Epsilon of the norm before the output projection; None means norm_eps."""
-
-    def __post_init__(self) -> None:
-        check(not self.bias or self.kind == "layer", "norm.bias", self.bias, "is for kind = 'layer'")
-        check(
-            not self.zero_centred or self.kind == "rms",
-            "norm.zero_centred",
-            self.zero_centred,
-            "is for kind = 'rms'",
-        )
-        check(
-            self.final_eps is None or self.final_eps > 0,
-            "norm.final_eps",
-            self.final_eps,
-            "must be positive, or None",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

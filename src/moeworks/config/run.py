@@ -1,5 +1,6 @@
 """A training run: data, model, balance, optimizer and loop."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -97,6 +98,8 @@ class TrainConfig:
     """Micro-batches per optimizer step; batch_size divides by accumulation * ranks."""
     seq_len: int = 256
     """Tokens per sequence."""
+    mtp_coef: float = 0.3
+    """Weight of the loss of multi-token prediction layers, if there are any (DeepSeek-V3: 0.3, then 0.1)."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16 is autocast over float32 weights; float64 is for tests."""
     activation_checkpointing: bool = False
@@ -141,6 +144,8 @@ class TrainConfig:
         limit = self.eval_tokens
         check(limit is None or limit >= 1, "train.eval_tokens", limit, "must be at least 1, or None for all")
         check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "must be at least 1")
+        coef = self.mtp_coef
+        check(0 <= coef < math.inf, "train.mtp_coef", coef, "must be finite and not negative")
         check(self.sample_tokens >= 0, "train.sample_tokens", self.sample_tokens, "must not be negative")
 
 

@@ -12,7 +12,7 @@ from moeworks.checkpoint.source import read_json
 from moeworks.config.generate import SamplingConfig
 from moeworks.data.chat import render_chat
 from moeworks.data.gguf_tokenizer import read_gguf_tokenizer
-from moeworks.data.tokenizer import load_tokenizer
+from moeworks.data.tokenizer import Tokenizer, load_tokenizer
 from moeworks.errors import CheckpointError, ConfigError, DataError, check
 from moeworks.pretrained import find_checkpoint, published_config
 
@@ -105,8 +105,12 @@ def tokenizer_of(path: str | Path, vocab_size: int) -> ModelTokenizer:
     return found
 
 
-def _of_run(checkpoint: Path) -> ModelTokenizer:
-    """A run's. Raises CheckpointError when it is not the one that the model was trained with."""
+def run_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a run's checkpoint.
+
+    Raises DataError when it is missing or bad, CheckpointError when it is not the one that the model was
+    trained with.
+    """
     path = checkpoint.resolve().parent.parent / "tokenizer.json"
     tokenizer = load_tokenizer(path)
     trained_with = read_checkpoint(checkpoint, verify=False).state["tokenizer"]
@@ -115,6 +119,11 @@ def _of_run(checkpoint: Path) -> ModelTokenizer:
             f"{path}: its vocabulary of {tokenizer.vocab_size} does not fit the checkpoint, whose model was"
             f" trained with another tokenizer, of {trained_with['vocab_size']}"
         )
+    return tokenizer
+
+
+def _of_run(checkpoint: Path) -> ModelTokenizer:
+    tokenizer = run_tokenizer(checkpoint)
     end = tokenizer.end_of_text_id
     return ModelTokenizer(tokenizer.backend, (end,), (end,))
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.data.batches import Batch
 from moeworks.data.validation import ValidationSet
-from moeworks.models.decoder import Decoder
+from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.ops.cross_entropy import token_cross_entropies
 from moeworks.ops.routing import Routing, count_assignments
 from moeworks.parallel.world import World
 
@@ -77,7 +77,7 @@ def evaluate(
         if number % world.size == world.rank:
             batch = batch.to(world.device)
             output = model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
-            _add_losses(nats, tokens, output.logits_BLV, batch)
+            _add_losses(nats, tokens, output, batch)
             _add_counts(counts, output.routings, batch)
     model.train(was_training)
     for total in (nats, tokens, counts):
@@ -86,9 +86,9 @@ def evaluate(
     return Evaluation(domains, nats.tolist(), tokens.tolist(), sizes, counts.tolist())
 
 
-def _add_losses(nats_M: Tensor, tokens_M: Tensor, logits_BLV: Tensor, batch: Batch) -> None:
-    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none").double()
+def _add_losses(nats_M: Tensor, tokens_M: Tensor, output: DecoderOutput, batch: Batch) -> None:
+    hidden_TD, head_VD = output.head.factors(output.hidden_BLD.flatten(0, 1))
+    losses = token_cross_entropies(hidden_TD, head_VD, batch.targets_BL.flatten()).double()
     valid = batch.valid_BL.flatten()
     domains = batch.domain_ids_BL.flatten()[valid]
     nats_M.index_add_(0, domains, losses[valid])

@@ -24,6 +24,7 @@ from moeworks.families import (
     flex_olmo,
     glm4_moe,
     glm4_moe_lite,
+    glm_moe_dsa,
     gpt_oss,
     granitemoe,
     grok1,
@@ -37,6 +38,7 @@ from moeworks.families import (
     olmoe,
     phimoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
     solar_open,
@@ -47,8 +49,9 @@ FAMILIES: tuple[Family, ...] = tuple(
     module.FAMILY
     for module in (
         afmoe, dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, flex_olmo,
-        glm4_moe, glm4_moe_lite, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, jetmoe, llama, llama4,
-        minicpm_moe, minimax_m2, mixtral, olmoe, phimoe, qwen2_moe, qwen3_moe, qwen3_next, solar_open,
+        glm4_moe, glm4_moe_lite, glm_moe_dsa, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, jetmoe, llama,
+        llama4, minicpm_moe, minimax_m2, mixtral, olmoe, phimoe, qwen2_moe, qwen3_5_moe, qwen3_moe,
+        qwen3_next, solar_open,
     )
 )  # fmt: skip
 """All of them."""

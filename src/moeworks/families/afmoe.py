@@ -54,11 +54,12 @@ FAMILY = Family(
         "attention_bias": (False,),
         "score_func": ("sigmoid",),
         "route_norm": (True,),
+        "n_group": (1,),
+        "topk_group": (1,),
+        "num_expert_groups": (1,),
+        "num_limited_groups": (1,),
     },
-    harmless=frozenset({
-        "load_balance_coeff", "use_grouped_mm", "n_group", "topk_group", "num_expert_groups",
-        "num_limited_groups",
-    }),
+    harmless=frozenset({"load_balance_coeff", "use_grouped_mm"}),
     read=_read,
     write=_write,
     weights=WeightMap(

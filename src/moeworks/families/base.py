@@ -25,13 +25,18 @@ REQUIRED = object()
 
 HARMLESS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_experts_implementation", "_name_or_path",
-    "architectures", "attention_dropout", "attn_implementation", "auto_map", "aux_loss_alpha",
-    "bos_token_id", "chunk_size_feed_forward", "dtype", "embd_pdrop", "emb_pdrop", "eos_token_id", "ep_size",
-    "hidden_dropout", "id2label", "initializer_range", "is_encoder_decoder", "label2id",
-    "max_window_layers", "model_type",
+    "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_implementation", "auto_map",
+    "aux_loss_alpha", "bos_token_id", "chunk_size_feed_forward", "dtype", "embd_pdrop", "emb_pdrop",
+    "eos_token_id", "ep_size", "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range",
+    "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "max_window_layers", "model_type",
     "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
     "problem_type", "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "seq_aux",
-    "sep_token_id", "torch_dtype", "transformers_version", "unsloth_fixed", "use_cache",
+    "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype", "transformers.js_config",
+    "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+    # How to generate, which older versions of transformers wrote into config.json.
+    "diversity_penalty", "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
+    "num_beam_groups", "num_beams", "num_return_sequences", "repetition_penalty", "temperature", "top_k",
+    "top_p", "typical_p",
 })  # fmt: skip
 """Keys that change neither shapes nor the maths of a forward pass."""
 

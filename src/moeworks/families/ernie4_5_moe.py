@@ -74,8 +74,10 @@ FAMILY = Family(
         Field("intermediate_size", "mlp.d_ff"),
         Field("moe_num_shared_experts", "shared.num_shared_experts", 0),
     ),
-    fixed={"hidden_act": ("silu",), "use_bias": (False,)},
-    harmless=frozenset({"moe_capacity", "moe_use_aux_free", "num_nextn_predict_layers"}),
+    fixed={"hidden_act": ("silu",), "use_bias": (False,), "moe_gate": ("topk",)},
+    harmless=frozenset({
+        "moe_capacity", "moe_use_aux_free", "num_nextn_predict_layers", "multi_token_pred_lambda",
+    }),
     weights=_WEIGHTS,
     read=_read,
     write=_write,

@@ -33,6 +33,8 @@ def _read(config: Json, draft: Json) -> None:
     layers = draft["num_layers"]
     draft["router"] |= {"num_experts": _one(config, "num_experts", layers)}
     draft["router"] |= {"top_k": _one(config, "moe_topk", layers)}
+    config.setdefault("num_shared_expert", 1)
+    draft["shared"]["num_shared_experts"] = _one(config, "num_shared_expert", layers)
     width = take(config, "moe_intermediate_size", draft["mlp"]["d_ff"])
     draft["experts"]["d_expert"] = width[0] if isinstance(width, list) else width
     draft["shared"]["d_shared"] = draft["mlp"]["d_ff"]
@@ -45,6 +47,7 @@ def _write(model: ModelConfig, config: Json) -> None:
     if attention.rope.scaling == "ntk_alpha":
         config["rope_scaling"] = {"type": "dynamic", "alpha": attention.rope.factor, "factor": 1.0}
     config |= {"num_experts": model.router.num_experts, "moe_topk": model.router.top_k}
+    config["num_shared_expert"] = model.shared.num_shared_experts
     if model.experts.d_expert != model.mlp.d_ff:
         config["moe_intermediate_size"] = model.experts.d_expert
 
@@ -58,7 +61,6 @@ FAMILY = Family(
         *DECODER,
         *GQA,
         Field("intermediate_size", "mlp.d_ff"),
-        Field("num_shared_expert", "shared.num_shared_experts", 1),
     ),
     fixed={
         "hidden_act": ("silu",),

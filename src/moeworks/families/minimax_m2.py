@@ -58,9 +58,15 @@ FAMILY = Family(
         "qk_norm_type": ("per_layer",),
         "use_routing_bias": (True,),
         "shared_intermediate_size": (0,),
+        "layernorm_full_attention_beta": (1.0,),
+        "layernorm_linear_attention_beta": (1.0,),
+        "layernorm_mlp_beta": (1.0,),
     },
     # transformers and others leave its MTP modules out; so does this.
-    harmless=frozenset({"use_mtp", "num_mtp_modules", "mtp_transformer_layers"}),
+    harmless=frozenset({
+        "use_mtp", "num_mtp_modules", "mtp_transformer_layers", "mlp_intermediate_size", "shared_moe_mode",
+        "max_model_len",
+    }),
     weights=_WEIGHTS,
     read=_read,
     write=_write,

@@ -21,8 +21,8 @@ from moeworks.families.weights import DENSE, KEYS_AND_VALUES, MOE, NORMS, TOP, g
 _KINDS = ("linear_attention", "full_attention")
 
 
-def _read(config: Json, draft: Json) -> None:
-    read_moe_layers(config, draft)
+def read_mixers(config: Json, draft: Json) -> None:
+    """The full attention, and which layers have it."""
     full = mixer_draft(GQAConfig(output_gate=True))
     full["num_heads"] = take(config, "num_attention_heads")
     full["num_kv_heads"] = take(config, "num_key_value_heads", full["num_heads"])
@@ -38,8 +38,8 @@ def _read(config: Json, draft: Json) -> None:
     draft["layer_mixers"] = [_KINDS.index(kind) for kind in kinds]
 
 
-def _write(model: ModelConfig, config: Json) -> None:
-    write_moe_layers(model, config)
+def write_mixers(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_mixers."""
     full = gqa(model, model.mixers[0]) if model.mixers else gqa(model)
     width = model.gqa_head_dim(full)
     config |= {"num_attention_heads": full.num_heads, "num_key_value_heads": full.num_kv_heads}
@@ -72,7 +72,7 @@ def _query_and_gate(place: Place, q: Any, gate: Any) -> list[Any]:
     return [t.unflatten(0, (mixer.num_heads, -1)) for t in (q, gate)]
 
 
-_DELTA: Rules = (
+DELTA: tuple[Rule, ...] = (
     Rule(
         "linear_attn.in_proj_qkvz.weight",
         ("attention.qkv_proj.weight", "attention.gate_proj.weight"),
@@ -93,25 +93,27 @@ _DELTA: Rules = (
     Rule("linear_attn.norm.weight", "attention.norm.weight"),
     Rule("linear_attn.out_proj.weight", "attention.o_proj.weight", only="gated_delta"),
 )
-_FULL: Rules = tuple(
-    Rule(
-        f"self_attn.q_proj.{kind}",
-        (f"attention.q_proj.{kind}", f"attention.gate_proj.{kind}"),
-        _query_and_gate,
-        dim=1,
-        flatten=(0, 1),
-    )
-    for kind in ("weight", "bias")
+FULL_ATTENTION: Rules = (
+    *(
+        Rule(
+            f"self_attn.q_proj.{kind}",
+            (f"attention.q_proj.{kind}", f"attention.gate_proj.{kind}"),
+            _query_and_gate,
+            dim=1,
+            flatten=(0, 1),
+        )
+        for kind in ("weight", "bias")
+    ),
+    *KEYS_AND_VALUES,
+    Rule("self_attn.o_proj.weight", "attention.o_proj.weight", only="gqa"),
+    Rule("self_attn.o_proj.bias", "attention.o_proj.bias", only="gqa"),
 )
 _WEIGHTS = WeightMap(
     top=TOP,
     layer=(
         *NORMS,
-        *_DELTA,
-        *_FULL,
-        *KEYS_AND_VALUES,
-        Rule("self_attn.o_proj.weight", "attention.o_proj.weight", only="gqa"),
-        Rule("self_attn.o_proj.bias", "attention.o_proj.bias", only="gqa"),
+        *DELTA,
+        *FULL_ATTENTION,
         *DENSE,
         *MOE,
         *gated("mlp.shared_expert", "mlp.shared"),
@@ -119,6 +121,17 @@ _WEIGHTS = WeightMap(
     ),
     ignored=("mtp.*",),
 )
+
+
+def _read(config: Json, draft: Json) -> None:
+    read_moe_layers(config, draft)
+    read_mixers(config, draft)
+
+
+def _write(model: ModelConfig, config: Json) -> None:
+    write_moe_layers(model, config)
+    write_mixers(model, config)
+
 
 FAMILY = Family(
     name="qwen3_next",

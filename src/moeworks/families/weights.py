@@ -112,9 +112,7 @@ MTP: Rules = (
 MTP_COPIES = ("model.layers.*.embed_tokens.weight", "model.layers.*.shared_head.head.weight")
 """Copies of the embedding and the output projection in published MTP layers."""
 
-LLAMA = WeightMap(
-    top=TOP, layer=(*NORMS, *ATTENTION, *DENSE), ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",)
-)
+LLAMA = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE))
 MIXTRAL = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *MIXTRAL_MOE))
 QWEN_MOE = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE, *MOE))
 DEEPSEEK_V1 = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE, *MOE, *SHARED))

@@ -1,19 +1,18 @@
 """RMSNorm (Zhang and Sennrich 2019) in three forms, and LayerNorm."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeworks.config.model import ModelConfig
+from moeworks.ops.norm import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with the weight in the input's dtype: under autocast torch would leave its fused kernel."""
+    """torch's, on ops.norm, with the weight in the input's dtype: autocast would leave the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D], the dtype of `x`."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, None if self.weight is None else self.weight.to(x.dtype), self.eps)
 
 
 class ZeroCentredRMSNorm(nn.Module):
@@ -27,7 +26,7 @@ class ZeroCentredRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D], the dtype of `x`."""
         wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, self.weight.shape, 1 + self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        return rms_norm(wide, 1 + self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 def make_norm(config: ModelConfig, width: int, eps: float | None = None) -> nn.Module:
@@ -42,4 +41,4 @@ def make_norm(config: ModelConfig, width: int, eps: float | None = None) -> nn.M
 
 def l2_norm(x: Tensor, eps: float) -> Tensor:
     """x over its root mean square, without a weight (Llama 4's norm of queries and keys)."""
-    return F.rms_norm(x, x.shape[-1:], None, eps)
+    return rms_norm(x, None, eps)

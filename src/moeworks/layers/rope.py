@@ -4,7 +4,6 @@ Sources of the scalings: YaRN (Peng et al. 2023, section 3), Llama 3.1 (Meta 202
 LongRoPE (Ding et al. 2024, section 3.2), NTK-aware alpha (Hunyuan's published configs).
 """
 
-import functools
 import math
 from typing import Literal
 
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from moeworks.config.rope import RopeConfig
 from moeworks.errors import check
+from moeworks.ops.native import rope as native
+from moeworks.ops.native.use import as_rows, from_rows, serving
 
 
 def rope_table(max_seq_len: int, head_dim: int, theta: float) -> Tensor:
@@ -39,7 +40,6 @@ def rope_angles(
     return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).float()
 
 
-@functools.cache
 def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = False) -> tuple[float, ...]:
     """dim/2 radians per position, fastest first."""
     if rope.scaling == "ntk_alpha":
@@ -90,6 +90,15 @@ def apply_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] =
         table: [2, L, dim/2], or anything whose last dimensions broadcast against those of x.
         style: pairs are (x_i, x_{i + dim/2}) or (x_{2i}, x_{2i + 1}).
     """
+    whole = table.dim() == 3 and x.dim() >= 3 and 2 * table.shape[-1] == x.shape[-1]
+    if style != "half" or not whole or not x.numel() or serving(x, table) is None:
+        return reference_rope(x, table, style)
+    rows, repeats = as_rows(x)
+    return from_rows(native.rope(rows, table.contiguous(), repeats, False), x)
+
+
+def reference_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] = "half") -> Tensor:
+    """The same in torch's functions."""
     cos, sin = table.to(x.dtype)
     dim = 2 * table.shape[-1]
     turned, still = (x, None) if x.shape[-1] == dim else (x[..., :dim], x[..., dim:])

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from moeworks.models.init import init_decoder_
 from moeworks.models.mtp import MTPLayer
 from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
+from moeworks.ops.head import Head
 from moeworks.ops.routing import Routing
 
 
@@ -25,16 +25,26 @@ from moeworks.ops.routing import Routing
 class DecoderOutput:
     """What one forward pass returns."""
 
-    logits_BLV: Tensor
-    """Next-token logits, in the compute dtype."""
+    hidden_BLD: Tensor
+    """The stream after the last norm, which the head and MTP layers read, in the compute dtype."""
+    head: Head
+    """What makes logits of it."""
     routings: tuple[Routing, ...]
     """One per MoE layer, in layer order, over the B * L tokens."""
     attention_routings: tuple[Routing, ...] = ()
     """The same for layers with a mixture of attention."""
-    hidden_BLD: Tensor | None = None
-    """The stream after the last norm, which logits and MTP layers start from."""
-    ahead_BLV: tuple[Tensor, ...] = ()
-    """Of the MTP layer at depth k (from 1), logits [B, L - k, V]: position i predicts token i + 1 + k."""
+    ahead_BLD: tuple[Tensor, ...] = ()
+    """The streams of the MTP layers; the one at depth k (from 1) has L - k positions."""
+
+    @property
+    def logits_BLV(self) -> Tensor:  # noqa: N802  (a shape suffix)
+        """Next-token logits, in the compute dtype. Each use computes them; losses do without."""
+        return self.head.logits(self.hidden_BLD)
+
+    @property
+    def ahead_BLV(self) -> tuple[Tensor, ...]:  # noqa: N802
+        """Of the MTP layer at depth k, logits [B, L - k, V]: position i predicts token i + 1 + k."""
+        return tuple(self.head.logits(hidden_BLD) for hidden_BLD in self.ahead_BLD)
 
 
 class Decoder(nn.Module):
@@ -72,7 +82,7 @@ class Decoder(nn.Module):
         last_only: bool = False,
         ahead: bool = False,
     ) -> DecoderOutput:
-        """Logits of the next token at every position.
+        """The states and the head that give logits of the next token at every position.
 
         Args:
             tokens_BL: int64 token ids.
@@ -104,11 +114,11 @@ class Decoder(nn.Module):
             predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL)
             routings += decided
         return DecoderOutput(
-            self.logits(hidden_BLD),
+            _computed(hidden_BLD),
+            self.head,
             tuple(r.feed_forward for r in routings if r.feed_forward is not None),
             tuple(r.attention for r in routings if r.attention is not None),
-            hidden_BLD,
-            tuple(predicted),
+            tuple(_computed(stream_BLD) for stream_BLD in predicted),
         )
 
     def _ahead(
@@ -131,7 +141,7 @@ class Decoder(nn.Module):
             hidden_BLD, decided = layer(
                 hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
             )
-            predicted.append(self.logits(hidden_BLD))
+            predicted.append(hidden_BLD)
             routings.append(decided)
         return predicted, routings
 
@@ -140,12 +150,16 @@ class Decoder(nn.Module):
         x_BLD = self.embed(tokens_BL)
         return x_BLD if self.config.embedding_scale == 1.0 else x_BLD * self.config.embedding_scale
 
-    def logits(self, hidden_BLD: Tensor) -> Tensor:
-        """[B, L, V] from the normalised stream."""
+    @property
+    def head(self) -> Head:
+        """The output head; its weight is the embedding's where they are tied."""
         head = self.embed if self.lm_head is None else self.lm_head
         bias = None if self.lm_head is None else self.lm_head.bias
-        logits_BLV = F.linear(hidden_BLD, head.weight, bias)
-        return logits_BLV if self.config.logit_scale == 1.0 else logits_BLV * self.config.logit_scale
+        return Head(head.weight, bias, self.config.logit_scale)
+
+    def logits(self, hidden_BLD: Tensor) -> Tensor:
+        """[B, L, V] from the normalised stream."""
+        return self.head.logits(hidden_BLD)
 
     def _context(
         self,
@@ -190,6 +204,14 @@ def _sequence_ids(tokens_BL: Tensor, document_ids_BL: Tensor | None) -> Tensor:
     first = document_ids_BL.amin()
     span = document_ids_BL.amax() - first + 1
     return rows_B1 * span + document_ids_BL - first
+
+
+def _computed(hidden_BLD: Tensor) -> Tensor:
+    """In the dtype that autocast computes in."""
+    device = hidden_BLD.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden_BLD
+    return hidden_BLD.to(torch.get_autocast_dtype(device))
 
 
 def moe_modules(model: nn.Module) -> list[MoE]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def mtp_loss(
     A step's loss is this over its number of tokens, times the coefficient (0.3, later 0.1 in DeepSeek-V3).
     Positions at a row's end predict fewer tokens, so depths sum over fewer of them.
     """
-    total = targets_BL.new_zeros((), dtype=ahead_BLV[0].dtype if ahead_BLV else None)
+    total = targets_BL.new_zeros((), dtype=torch.float32)
     for depth, logits in enumerate(ahead_BLV, 1):
         wide = logits if logits.dtype.itemsize > 4 else logits.float()
         losses = F.cross_entropy(wide.flatten(0, 1), targets_BL[:, depth:].flatten(), reduction="none")

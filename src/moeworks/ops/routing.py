@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config.model import RouterConfig
+from moeworks.ops.native import top_k as native
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +163,16 @@ def select_experts(choice_TE: Tensor, config: RouterConfig) -> Tensor:
 def stable_top_k(values_TE: Tensor, k: int) -> Tensor:
     """int64 [T, K]: indices of the k largest values of each row, largest first; ties to the lower index.
 
-    torch.topk leaves the order of equal values open; argmax returns the first.
+    NaN counts as the largest value, -inf as the lowest finite one. Always k different indices.
     """
-    remaining_TE = values_TE.clone()
+    if native.serves(values_TE):
+        return native.top_k(values_TE.detach(), k)
+    return reference_top_k(values_TE, k)
+
+
+def reference_top_k(values_TE: Tensor, k: int) -> Tensor:
+    """The same in torch's functions: torch.topk leaves the order of equal values open, argmax does not."""
+    remaining_TE = values_TE.detach().clamp(min=torch.finfo(values_TE.dtype).min)
     chosen = []
     for _ in range(k):
         best_T1 = remaining_TE.argmax(dim=-1, keepdim=True)

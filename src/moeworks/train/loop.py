@@ -51,7 +51,8 @@ class _Interval:
         """The train record and, for a MoE, the routing record of these steps."""
         steps, progress = self._steps, trainer.progress
         losses = [s.losses for s in steps]
-        counts_lE = torch.stack([x.counts_lE for x in losses]).sum(dim=0)
+        layers = len(trainer.config.model.moe_layers)  # without those of MTP layers
+        counts_lE = torch.stack([x.counts_lE[:layers] for x in losses]).sum(dim=0)
         train = trainer.config.train
         record: dict[str, Any] = {
             "kind": "train",
@@ -63,9 +64,11 @@ class _Interval:
             "grad_norm": _mean([s.grad_norm for s in steps]),
             "tokens_per_second": round(len(steps) * train.batch_size * train.seq_len / max(seconds, 1e-9), 1),
             "balance": {name: _mean([x.balance[name] for x in losses]) for name in losses[0].balance},
-            **vars(load_figures(counts_lE)) | {"max_vio": _mean_max_vio(losses)},
-            "dropped": torch.stack([x.dropped_l for x in losses]).mean(dim=0).tolist(),
+            **vars(load_figures(counts_lE)) | {"max_vio": _mean_max_vio(losses, layers)},
+            "dropped": torch.stack([x.dropped_l[:layers] for x in losses]).mean(dim=0).tolist(),
         }
+        if trainer.config.model.num_mtp_layers:
+            record["mtp_loss"] = _mean([x.mtp for x in losses])
         if not counts_lE.numel():
             return [record]
         routing = {"kind": "routing", "step": progress.step, "tokens_per_expert": counts_lE.tolist()}
@@ -150,9 +153,9 @@ def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def _mean_max_vio(losses: list[StepLosses]) -> list[float]:
+def _mean_max_vio(losses: list[StepLosses], layers: int) -> list[float]:
     """Per layer the mean over steps of each step's MaxVio, which no pooling of steps makes smaller."""
-    return torch.tensor([load_figures(x.counts_lE).max_vio for x in losses]).mean(dim=0).tolist()
+    return torch.tensor([load_figures(x.counts_lE[:layers]).max_vio for x in losses]).mean(dim=0).tolist()
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moeworks.errors import check
+from moeworks.train.adamw import scale_gradients_
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon)."""
@@ -37,6 +38,9 @@ class Muon(torch.optim.Optimizer):
     `splits` = n: each matrix is n matrices below each other (gate_up_proj: 2). Parameters without a gradient
     are skipped.
     """
+
+    gradient_scale: Tensor | None = None
+    """Multiplies the gradients of the next steps."""
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
+            scale_gradients_(with_gradient, self.gradient_scale)
             for batch in _batches(with_gradient, group["splits"]):
                 self._update(batch, group)
         return loss

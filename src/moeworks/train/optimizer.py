@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices and AdamW for the rest, or AdamW for all; gradient norms.
+"""Muon for the hidden matrices and AdamW for the rest, or AdamW for all.
 
 The optimizers' state is handed out under the parameters' names, so that a checkpoint does not depend on the
 order in which a model lists them.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moeworks.config.run import OptimizerConfig
 from moeworks.errors import CheckpointError
+from moeworks.train.adamw import AdamW
 from moeworks.train.muon import Muon
 
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -63,15 +64,19 @@ def _is_hidden_matrix(name: str, param: nn.Parameter) -> bool:
 class Optimizers:
     """The optimizers of one model, driven as one. Made by build_optimizers."""
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+    def __init__(self, parts: dict[str, Muon | AdamW]) -> None:
         """`parts` maps a name ("muon", "adamw") to an optimizer over named parameters."""
         self.parts = parts
         for group in self._groups():
             group["base_lr"] = group["lr"]
 
-    def step(self) -> None:
-        """Update all parameters that have a gradient."""
+    def step(self, gradient_scale: Tensor | None = None) -> None:
+        """Update all parameters that have a gradient, which counts `gradient_scale` times (see clip_scale).
+
+        What the gradients themselves hold afterwards is left open.
+        """
         for part in self.parts.values():
+            part.gradient_scale = gradient_scale
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -123,7 +128,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     fused_pairs = named(name for name in groups.fused_pairs if name in by_muon)
     decayed = named(name for name in groups.matrices + groups.fused_pairs if name not in by_muon)
     rest = named(groups.rest)
-    parts: dict[str, torch.optim.Optimizer] = {}
+    parts: dict[str, Muon | AdamW] = {}
     if matrices or fused_pairs:
         parts["muon"] = _muon(matrices, fused_pairs, config)
     if decayed or rest:
@@ -147,29 +152,16 @@ def _muon(matrices: NamedParameters, fused_pairs: NamedParameters, config: Optim
     )
 
 
-def _adamw(decayed: NamedParameters, rest: NamedParameters, config: OptimizerConfig) -> torch.optim.AdamW:
+def _adamw(decayed: NamedParameters, rest: NamedParameters, config: OptimizerConfig) -> AdamW:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in decayed + rest)
-    adamw = torch.optim.AdamW(
+    return AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=fused,
     )
-    _start_state(adamw, decayed + rest, fused)
-    return adamw
-
-
-def _start_state(adamw: torch.optim.AdamW, named: NamedParameters, fused: bool) -> None:
-    """Make the state that AdamW makes in its first step, so that a checkpoint can be loaded before it."""
-    for _, param in named:
-        device = param.device if fused else torch.device("cpu")
-        adamw.state[param] = {
-            "step": torch.zeros((), dtype=torch.float32, device=device),
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
 
 
 def _check_same_state(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
@@ -191,20 +183,6 @@ def _some(what: str, names: list[str]) -> str:
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down together to the 2-norm `max_norm`; returns the norm before, a scalar tensor.
-
-    One norm over all parameters, experts included (pitfall 27); parameters without a gradient count as 0.
-    `max_norm` = 0 leaves the gradients alone. Nothing waits for a GPU here: reading the result does. A norm
-    that is not finite makes all gradients NaN, so look at it before the optimizer steps.
-    """
-    params = list(parameters)
-    norm = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
-    if max_norm > 0:
-        nn.utils.clip_grads_with_norm_(params, max_norm, norm)
-    return norm
 
 
 def first_nonfinite_gradient(model: nn.Module) -> str | None:

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
     StepTotals,
@@ -23,6 +23,7 @@ from moeworks.ops.losses import (
     total_balance_loss,
     updated_expert_bias,
 )
+from moeworks.ops.mtp import mtp_loss
 from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
 
@@ -32,11 +33,13 @@ class StepLosses:
     """Sums over the global batch of one step; tensors, so that nothing waits for the device."""
 
     loss: Tensor
-    """Mean cross-entropy over valid tokens, nats; no balance loss in it."""
+    """Mean cross-entropy over valid tokens, nats; no balance or MTP loss in it."""
+    mtp: Tensor
+    """Cross-entropy of the MTP layers, summed over their positions, per valid token; 0 without them."""
     balance: dict[str, Tensor]
     """Balance losses by name, token-weighted means."""
     counts_lE: Tensor
-    """int64 [MoE layers, E]: tokens_per_expert of the step."""
+    """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
     """[MoE layers]: share of assignments that capacity dropped."""
 
@@ -57,16 +60,20 @@ def accumulate_gradients(
     parts: list[StepLosses] = []
     for batch in batches:
         with autocast(config, world.device):
-            output = _run(model, batch)
+            output = _run(model, batch, ahead=config.model.num_mtp_layers > 0)
         share = batch.valid_BL.sum() / total
-        cross_entropy = _summed_cross_entropy(output.logits_BLV, batch) / total
+        cross_entropy = _summed_cross_entropy(output, batch) / total
+        # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
+        balanced = output.routings[: len(config.model.moe_layers)]
         if totals is None and world.size > 1 and _needs_totals(config.balance):
-            totals = [_summed([step_totals(r, config.balance)], world) for r in output.routings]
-        balance = balance_losses(output.routings, config.balance, totals)
+            totals = [_summed([step_totals(r, config.balance)], world) for r in balanced]
+        balance = balance_losses(balanced, config.balance, totals)
         # A step-wide loss is the whole step's already; of the others this micro-batch has its share.
         shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
-        (cross_entropy + total_balance_loss(shared, config.balance)).backward()
-        parts.append(_detached(output.routings, cross_entropy, balance, share))
+        loss = cross_entropy + total_balance_loss(shared, config.balance)
+        ahead = _mtp_loss(output, batch) / total
+        (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
+        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead))
     return _combined(parts, world)
 
 
@@ -80,14 +87,18 @@ def update_expert_biases(model: Decoder, counts_lE: Tensor, config: BalanceConfi
             bias.copy_(updated_expert_bias(bias, counts_E, config))
 
 
-def _run(model: Callable[..., DecoderOutput], batch: Batch) -> DecoderOutput:
-    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
+def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
+    options = {"ahead": True} if ahead else {}
+    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
 
 
-def _summed_cross_entropy(logits_BLV: Tensor, batch: Batch) -> Tensor:
-    logits = logits_BLV if logits_BLV.dtype == torch.float64 else logits_BLV.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets_BL.flatten(), reduction="none")
-    return (losses * batch.valid_BL.flatten()).sum()
+def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:
+    return mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
+
+
+def _summed_cross_entropy(output: DecoderOutput, batch: Batch) -> Tensor:
+    hidden_TD, head_VD = output.head.factors(output.hidden_BLD.flatten(0, 1))
+    return linear_cross_entropy(hidden_TD, head_VD, batch.targets_BL.flatten(), batch.valid_BL.flatten())
 
 
 def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
@@ -135,12 +146,17 @@ def _stack_counts(
 
 
 def _detached(
-    routings: Sequence[Routing], cross_entropy: Tensor, balance: dict[str, Tensor], share: Tensor
+    routings: Sequence[Routing],
+    cross_entropy: Tensor,
+    balance: dict[str, Tensor],
+    share: Tensor,
+    ahead: Tensor,
 ) -> StepLosses:
     device = cross_entropy.device
     dropped = [r.dropped_fraction().detach() * share for r in routings]
     return StepLosses(
         loss=cross_entropy.detach(),
+        mtp=ahead.detach(),
         balance={name: loss.detach() * share for name, loss in balance.items()},
         counts_lE=_stack_counts(routings, Routing.tokens_per_expert, device),
         dropped_l=torch.stack(dropped) if dropped else torch.zeros(0, device=device),
@@ -151,6 +167,7 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
     """The sum over micro-batches and ranks: every part already carries its share."""
     return StepLosses(
         loss=world.sum_(torch.stack([p.loss for p in parts]).sum()),
+        mtp=world.sum_(torch.stack([p.mtp for p in parts]).sum()),
         balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),

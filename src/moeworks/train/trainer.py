@@ -18,8 +18,9 @@ from moeworks.errors import CheckpointError, TrainingError, check
 from moeworks.models.decoder import Decoder, DecoderOutput
 from moeworks.models.weights import load_weights
 from moeworks.parallel.world import World
+from moeworks.train.adamw import clip_scale, gradient_norm
 from moeworks.train.diagnose import first_nonfinite_module
-from moeworks.train.optimizer import build_optimizers, clip_gradients, first_nonfinite_gradient
+from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
 from moeworks.train.step import StepLosses, accumulate_gradients, autocast, update_expert_biases
 
@@ -78,10 +79,10 @@ class Trainer:
         batches = self._batches()
         losses = accumulate_gradients(self._forward, batches, self.config, self.world)
         self.world.sum_gradients_(self.model.parameters())
-        grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
+        grad_norm = gradient_norm(self.model.parameters())
         if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
             raise TrainingError(self._diagnosis(batches, losses))
-        self.optimizers.step()
+        self.optimizers.step(clip_scale(grad_norm, self.config.optimizer.clip_norm))
         update_expert_biases(self.model, losses.counts_lE, self.config.balance)
         self.progress.step += 1
         self.progress.tokens += train.batch_size * train.seq_len
@@ -138,7 +139,7 @@ class Trainer:
         module = first_nonfinite_module(self.model, forward)
         if module is not None:
             return f"{where}: the output of {module} is not finite"
-        # Clipping has spread a NaN over all gradients: this rank makes its own anew.
+        # Summing over ranks has spread a NaN: this rank makes its own gradients anew.
         self._seed_step()
         self.optimizers.zero_grad()
         accumulate_gradients(self.model, batches, self.config, World(device=self.world.device))

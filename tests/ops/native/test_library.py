@@ -96,5 +96,5 @@ def test_memory_that_is_not_there_is_a_memory_error_and_raises_no_peak():
     del kept
     gc.collect()
     a, b = lib.empty((3 * 2**23,), torch.float32), lib.empty((2**22,), torch.float32)
-    # Used and unused together stay near what was used at once: an eighth, and 16 MiB for small buffers, beside.
+    # Used and unused together stay near what was used at once: an eighth and 16 MiB more.
     assert lib.cached_bytes + a.nbytes + b.nbytes <= peak * 9 / 8 + 2**24 + 2**13

@@ -22,6 +22,7 @@ _DTYPES = {
     torch.int64: 2,
     torch.bool: 3,
     torch.int32: 4,
+    torch.float64: 5,
 }
 _MAX_DIMS = 4
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

@@ -1,0 +1,148 @@
+"""What traces cost: recording beside the forward pass, bytes of an id, and the analysis of 10^7 assignments.
+
+python benchmarks/trace_cost.py [PRESET] [--passes 12] [--threads N]
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moeworks.analyse import analyse_trace
+from moeworks.config.presets import DEFAULT_PRESET, preset
+from moeworks.models.decoder import Decoder
+from moeworks.simulate.synthetic import synthetic_trace
+from moeworks.trace import (
+    LayerColumns,
+    RoutingTrace,
+    TraceBlock,
+    TraceHeader,
+    TraceWriter,
+    token_columns,
+    write_trace,
+)
+from moeworks.trace.record import model_header, record
+from moeworks.trace.sizes import bytes_per_assignment, packed_bytes, uniform_entropy_bytes
+from suite.results import write_result
+
+FIELDS = {
+    "ids": (),
+    "ids, weights": ("weights",),
+    "ids, weights, entropy, margin": ("weights", "entropy", "margin"),
+    "ids, weights, logits": ("weights", "logits"),
+}
+
+
+@torch.no_grad()
+def recording_share(name: str, passes: int, folder: Path) -> dict[str, float]:
+    """Time of recording and writing over that of the forward pass, medians, for each choice of columns."""
+    config = preset(name)
+    model = Decoder(config.model).eval()
+    rows, length = config.train.batch_size, config.train.seq_len
+    ids = torch.randint(config.model.vocab_size, (rows, length))
+    shares = {}
+    for columns, fields in FIELDS.items():
+        header = model_header(config.model, fields)
+        forward, recording = [], []
+        with TraceWriter(folder / "cost.parquet", header) as writer:
+            for number in range(passes):
+                start = time.perf_counter()
+                output = model(ids)
+                middle = time.perf_counter()
+                sequence = np.repeat(np.arange(rows) + number * rows, length)
+                tokens = token_columns(ids.numel(), token_id=ids.flatten().numpy(), sequence=sequence)
+                writer.append(record(output.routings, tokens, header))
+                forward.append(middle - start)
+                recording.append(time.perf_counter() - middle)
+            start = time.perf_counter()
+        rest = (time.perf_counter() - start) / passes  # the last row group and the end of the file
+        shares[columns] = round((statistics.median(recording) + rest) / statistics.median(forward), 4)
+    return shares
+
+
+def id_bytes(folder: Path) -> dict[str, dict[str, float]]:
+    """Bytes on disk of the id of a random choice of 8 of E experts, and the bounds."""
+    sizes = {}
+    for experts in (8, 64, 256, 512):
+        trace = synthetic_trace(tokens=20_000, layers=2, num_experts=experts, top_k=8)
+        write_trace(folder / "ids.parquet", trace.header, *trace.blocks())
+        sizes[str(experts)] = {
+            "on_disk": round(bytes_per_assignment(folder / "ids.parquet", "ids"), 3),
+            "packed": packed_bytes(trace.header),
+            "entropy": round(uniform_entropy_bytes(trace.header), 3),
+        }
+    return sizes
+
+
+def large_trace(path: Path) -> None:
+    """10^7 assignments with all default columns, token ids like words, and five domains."""
+    layers, experts, k = 26, 64, 8
+    count = -(-10_000_000 // (layers * k))
+    base = synthetic_trace(
+        tokens=count, layers=layers, num_experts=experts, top_k=k, skew=0.3, stickiness=0.2
+    )
+    rng = np.random.default_rng(0)
+    header = TraceHeader(**vars(base.header) | {"fields": ("weights", "entropy", "margin")})
+    columns = tuple(
+        LayerColumns(
+            base.ids(layer),
+            weights=rng.random((count, k)).astype(np.float16),
+            entropy=rng.random(count).astype(np.float16),
+            margin=rng.random(count).astype(np.float16),
+        )
+        for layer in header.layers
+    )
+    document = base.tokens.sequence // 2
+    tokens = token_columns(
+        count,
+        token_id=rng.zipf(1.3, count) % 30_000,
+        sequence=base.tokens.sequence,
+        document=document,
+        domain=document % 5,
+        domains=tuple("abcde"),
+    )
+    write_trace(path, header, TraceBlock(tokens, columns))
+
+
+def analysis(path: Path) -> dict[str, Any]:
+    """Time of all metrics, and the peak memory of this process until then."""
+    start = time.perf_counter()
+    trace = RoutingTrace.open(path)
+    analyse_trace(trace)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return {
+        "assignments": trace.num_tokens * trace.header.top_k * trace.num_layers,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("preset", nargs="?", default=DEFAULT_PRESET)
+    parser.add_argument("--passes", type=int, default=12)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        large_trace(Path(folder) / "large.parquet")
+        figures = {
+            "preset": options.preset,
+            "analysis": analysis(Path(folder) / "large.parquet"),
+            "recording_share": recording_share(options.preset, options.passes, Path(folder)),
+            "id_bytes_top_8": id_bytes(Path(folder)),
+        }
+    print(figures)
+    write_result("trace_cost", figures)
+
+
+if __name__ == "__main__":
+    main()

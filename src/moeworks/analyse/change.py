@@ -1,0 +1,109 @@
+"""How the routing of the same tokens differs between passes, and changes over training."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeworks.analyse.bootstrap import (
+    Interval,
+    Resampling,
+    bootstrap,
+    document_codes,
+    stack_intervals,
+    sum_by_document,
+)
+from moeworks.analyse.load import shares
+from moeworks.errors import check
+from moeworks.trace import RoutingTrace, count_experts
+
+
+@dataclass(frozen=True, eq=False)
+class OverlapTable:
+    """Agreement of two passes over the same tokens."""
+
+    layers: tuple[int, ...]
+    overlap: Interval
+    """[l]: mean |E_a ∩ E_b| / K, with a document-bootstrap interval."""
+    chance: np.ndarray
+    """float [l]: K sum_e load_a,e load_b,e, the overlap of two routers with these loads that ignore the
+    token."""
+    same_first: np.ndarray
+    """float [l]: share of tokens whose first expert is the same."""
+
+
+def overlap(left: RoutingTrace, right: RoutingTrace, resampling: Resampling | None = None) -> OverlapTable:
+    """Agreement of two traces of the same tokens: engines, precisions, steps, quantisations.
+
+    Raises ConfigError when the traces are not of the same tokens, layers
+    and experts.
+    """
+    _check_alike(left, right)
+    codes, documents = document_codes(left)
+    tokens = sum_by_document(np.ones(len(codes)), codes, documents)
+    intervals, first = [], []
+    for layer in left.header.layers:
+        a, b = left.ids(layer), right.ids(layer)
+        common = common_experts(a, b) / a.shape[1]
+        per_document = [sum_by_document(common, codes, documents), tokens]
+        intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
+        first.append((a[:, 0] == b[:, 0]).mean())
+    loads = [shares(count_experts(trace).total()) for trace in (left, right)]
+    chance = left.header.top_k * (loads[0] * loads[1]).sum(axis=1)
+    return OverlapTable(left.header.layers, stack_intervals(intervals), chance, np.array(first))
+
+
+def common_experts(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """int64 [T]: how many experts ids [T, K] and ids [T, K'] have in common."""
+    common = np.zeros(len(left), np.int64)
+    for slot in range(left.shape[1]):
+        common += (left[:, slot : slot + 1] == right).any(axis=1)
+    return common
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeTable:
+    """S traces of the same tokens at growing training steps."""
+
+    steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    saturation: np.ndarray
+    """float [S, l]: mean |E(step) ∩ E(final)| / K (OLMoE, Muennighoff et al. 2024, section 4.1)."""
+    churn: np.ndarray
+    """float [S - 1, l]: mean share of experts that a token has left by the next step, 1 - overlap."""
+    load_shift: np.ndarray
+    """float [S - 1, l]: half the sum of |load(next) - load|, the share of load that moved."""
+
+
+def change_over_training(traces: Sequence[RoutingTrace]) -> ChangeTable:
+    """Saturation and churn of checkpoints, in the order given; the last one is the final one.
+
+    Steps are those of the headers, or 0, 1, ... where one has none. Raises ConfigError for fewer than two
+    traces, and for traces of different tokens.
+    """
+    check(len(traces) >= 2, "traces", len(traces), "must be at least 2")
+    for trace in traces[1:]:
+        _check_alike(traces[0], trace)
+    known = [trace.header.step for trace in traces]
+    steps = tuple(i if step is None or None in known else step for i, step in enumerate(known))
+    layers = traces[0].header.layers
+    saturation = np.zeros((len(traces), len(layers)))
+    churn = np.zeros((len(traces) - 1, len(layers)))
+    for place, layer in enumerate(layers):
+        ids = [trace.ids(layer) for trace in traces]
+        saturation[:, place] = [common_experts(part, ids[-1]).mean() / part.shape[1] for part in ids]
+        churn[:, place] = [1 - common_experts(a, b).mean() / a.shape[1] for a, b in itertools.pairwise(ids)]
+    loads = np.stack([shares(count_experts(trace).total()) for trace in traces])
+    shift = np.abs(np.diff(loads, axis=0)).sum(axis=2) / 2
+    return ChangeTable(steps, layers, saturation, churn, shift)
+
+
+def _check_alike(left: RoutingTrace, right: RoutingTrace) -> None:
+    for name in ("layers", "num_experts"):
+        a, b = getattr(left.header, name), getattr(right.header, name)
+        check(a == b, name, b, f"must be those of the other trace, {a}")
+    check(right.num_tokens == left.num_tokens, "tokens", right.num_tokens, f"must be {left.num_tokens}")
+    for name in ("token_id", "sequence", "position"):
+        same = bool(np.array_equal(getattr(left.tokens, name), getattr(right.tokens, name)))
+        check(same, f"tokens.{name}", "different", "must be those of the other trace: the same texts")

@@ -1,0 +1,127 @@
+"""How evenly the experts of a layer are used."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeworks.errors import check
+from moeworks.trace import ExpertCounts, RoutingTrace
+from moeworks.trace.counts import count_groups
+from moeworks.trace.expected import check_devices
+
+DEAD_LOAD = 0.01
+"""An expert is called dead when it takes less than this share of a balanced load (as in ops/load.py)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadTable:
+    """One value per layer (l), over all tokens that were counted: the global figures."""
+
+    layers: tuple[int, ...]
+    load: np.ndarray
+    """float [l, E]: load_e = c_e / sum c."""
+    max_vio: np.ndarray
+    """float [l], see max_vio."""
+    cv: np.ndarray
+    """float [l]: std / mean of the counts (Shazeer et al. 2017, section 4); 0 is balanced."""
+    entropy: np.ndarray
+    """float [l]: H(load) / log E; 1 is balanced, 0 is one expert for everything."""
+    effective_experts: np.ndarray
+    """float [l]: exp H(load), the number of experts of a balanced layer with this entropy."""
+    dead: np.ndarray
+    """int [l]: experts with less than DEAD_LOAD of the balanced load."""
+    gini: np.ndarray
+    """float [l], see gini."""
+
+
+def load_table(counts: ExpertCounts, *, dead_below: float = DEAD_LOAD) -> LoadTable:
+    """All figures of load, groups together; `dead_below` is a share of the balanced load."""
+    total = counts.total().astype(np.float64)
+    mean = total.mean(axis=1, keepdims=True)
+    nats = load_entropy(total)
+    return LoadTable(
+        layers=counts.layers,
+        load=shares(total),
+        max_vio=max_vio(total),
+        cv=total.std(axis=1) / np.maximum(mean[:, 0], 1e-12),
+        entropy=nats / np.log(max(total.shape[1], 2)),
+        effective_experts=np.exp(nats),
+        dead=(total < dead_below * mean).sum(axis=1),
+        gini=gini(total),
+    )
+
+
+def shares(counts: np.ndarray) -> np.ndarray:
+    """float [..., E]: counts over their sum; 0 where nothing was counted."""
+    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
+
+
+def max_vio(counts: np.ndarray) -> np.ndarray:
+    """float [...] of counts [..., E]: max_e c_e / mean c - 1 (Wang et al. 2024, section 4.1).
+
+    0 is balanced, E/K - 1 the worst.
+
+    >>> float(max_vio(np.array([6, 3, 3, 0])))
+    1.0
+    """
+    mean = np.maximum(counts.mean(axis=-1), 1e-12)
+    return np.asarray(counts.max(axis=-1) / mean - 1)
+
+
+def load_entropy(counts: np.ndarray) -> np.ndarray:
+    """float [...] nats: H(load) of counts [..., E]."""
+    load = shares(counts)
+    return np.asarray(-(load * np.log(np.where(load > 0, load, 1))).sum(axis=-1))
+
+
+def gini(counts: np.ndarray) -> np.ndarray:
+    """float [...]: sum_ij |c_i - c_j| / (2 E sum c): 0 is balanced, 1 - 1/E one expert for everything.
+
+    >>> float(gini(np.array([0, 0, 0, 8])))
+    0.75
+    """
+    ordered = np.sort(counts.astype(np.float64), axis=-1)
+    size = ordered.shape[-1]
+    rank = 2 * np.arange(1, size + 1) - size - 1
+    return np.asarray((ordered * rank).sum(axis=-1) / (size * np.maximum(ordered.sum(axis=-1), 1e-12)))
+
+
+def device_balancedness(counts: ExpertCounts, num_devices: int) -> np.ndarray:
+    """float [l]: mean over max load of `num_devices` equal runs of experts = 1 / (1 + MaxVio of devices).
+
+    The time of an expert-parallel layer is that of its busiest device, so this is its efficiency (SGLang and
+    EPLB call it balancedness). Raises ConfigError when the devices do not divide the experts.
+    """
+    total = counts.total()
+    experts = total.shape[1]
+    check_devices(experts, num_devices)
+    return 1 / (1 + max_vio(total.reshape(len(total), num_devices, -1).sum(axis=2)))
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLoadTable:
+    """Figures of batches of consecutive tokens, and their means."""
+
+    layers: tuple[int, ...]
+    batch_tokens: int
+    max_vio: np.ndarray
+    """float [l]: MaxVio_batch, the mean over batches (Wang et al. 2024, section 4.1)."""
+    max_vio_of_batch: np.ndarray
+    """float [l, batches]."""
+
+
+def batch_load_table(trace: RoutingTrace, batch_tokens: int) -> BatchLoadTable:
+    """MaxVio of batches of `batch_tokens` tokens in the order of the trace, without an unfinished last one.
+
+    Raises ConfigError when there is not one whole batch.
+    """
+    batches = trace.num_tokens // batch_tokens if batch_tokens >= 1 else 0
+    check(batches >= 1, "batch_tokens", batch_tokens, f"must lie between 1 and {trace.num_tokens}")
+    batch = np.arange(batches * batch_tokens) // batch_tokens
+    header = trace.header
+    each = [
+        max_vio(count_groups(trace.ids(layer)[: len(batch)], batch, batches, header.num_experts))
+        for layer in header.layers
+    ]
+    by_batch = np.stack(each)
+    return BatchLoadTable(header.layers, batch_tokens, by_batch.mean(axis=1), by_batch)

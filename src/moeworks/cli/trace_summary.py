@@ -1,0 +1,62 @@
+"""What `moeworks trace` says about the trace that it has written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from moeworks.trace import RoutingTrace, validate_trace
+from moeworks.trace.sizes import bytes_per_assignment
+
+
+def summarise_trace(path: Path, seconds: float, recording_share: float | None) -> dict[str, Any]:
+    """Counts, sizes and findings; `recording_share` is None where no model ran."""
+    trace = RoutingTrace.open(path)
+    header, tokens = trace.header, trace.tokens
+    number = np.bincount(tokens.domain, minlength=len(tokens.domains))
+    return {
+        "trace": str(path),
+        "tokens": trace.num_tokens,
+        "documents": len(np.unique(tokens.document)),
+        "sequences": len(np.unique(tokens.sequence)),
+        "domains": {tokens.domains[code]: int(number[code]) for code in np.argsort(-number, kind="stable")},
+        "layers": list(header.layers),
+        "num_experts": header.num_experts,
+        "top_k": header.top_k,
+        "fields": list(header.fields),
+        "assignments": trace.num_tokens * header.top_k * len(header.layers),
+        "bytes": path.stat().st_size,
+        "id_bytes_per_assignment": bytes_per_assignment(path, "ids"),
+        "seconds": seconds,
+        "recording_share": recording_share,
+        "findings": [
+            {"kind": f.kind, "layer": f.layer, "tokens": f.count, "message": f.message}
+            for f in validate_trace(trace)
+        ],
+    }
+
+
+def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
+    """A few lines, or one JSON object."""
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    counts = "  ".join(f"{name or '(none)'} {count:,}" for name, count in summary["domains"].items())
+    size = f"{summary['bytes'] / 1e6:,.2f} MB, {summary['id_bytes_per_assignment']:.2f} bytes an expert id"
+    share = summary["recording_share"]
+    lines = [
+        f"{summary['tokens']:,} tokens of {summary['documents']:,} documents,"
+        f" {len(summary['layers'])} MoE layers of {summary['num_experts']} experts, top {summary['top_k']}",
+        f"domains: {counts}",
+        f"{summary['trace']}: {size}",
+    ]
+    if share is not None:
+        lines.append(f"recording took {share:.1%} of the forward passes")
+    for finding in summary["findings"]:
+        where = "" if finding["layer"] is None else f"layer {finding['layer']}, "
+        lines.append(
+            f"warning: {finding['kind']} ({where}{finding['tokens']:,} tokens): {finding['message']}"
+        )
+    Console(soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)

@@ -1,0 +1,144 @@
+"""Columns of a trace as numpy arrays: T tokens, K experts each, E in all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from moeworks.errors import check
+from moeworks.trace.header import LAYER_FIELDS, TraceHeader
+
+PHASES = ("prefill", "decode", "train")
+"""What `TokenColumns.phase` counts through."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenColumns:
+    """One value per token, [T] each. Tokens of a sequence follow each other, positions ascending."""
+
+    token_id: np.ndarray
+    """int32, -1 where it is not known."""
+    position: np.ndarray
+    """int32, as the model saw it: 0 at the start of its context."""
+    sequence: np.ndarray
+    """int32, one number per context that the model had."""
+    document: np.ndarray
+    """int32, the text that the token comes from; a document may fill several sequences."""
+    domain: np.ndarray
+    """int32 index into `domains`."""
+    phase: np.ndarray
+    """int8 index into PHASES."""
+    valid: np.ndarray
+    """bool, False for padding and filler, whose routing means nothing."""
+    domains: tuple[str, ...] = ("",)
+    """Names of the domains."""
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    def take(self, rows: np.ndarray | slice) -> "TokenColumns":
+        """The tokens of `rows`: indices, a mask or a slice."""
+        columns = (f.name for f in fields(self) if f.name != "domains")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+
+@dataclass(frozen=True, eq=False)
+class LayerColumns:
+    """The routing of one layer."""
+
+    ids: np.ndarray
+    """uint8 or uint16 [T, K], best first."""
+    weights: np.ndarray | None = None
+    """float16 [T, K], as they enter the mix."""
+    kept: np.ndarray | None = None
+    """bool [T, K], False where capacity dropped the assignment."""
+    entropy: np.ndarray | None = None
+    """float16 [T], nats of the router's probabilities, normalised over experts."""
+    margin: np.ndarray | None = None
+    """float16 [T], the least logit of a chosen expert minus the greatest of the others.
+
+    Negative where a bias or groups overruled the logits; inf for K = E.
+    """
+    logits: np.ndarray | None = None
+    """float16 [T, E], the router's logits."""
+
+    def take(self, rows: np.ndarray | slice) -> "LayerColumns":
+        """The tokens of `rows`."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return LayerColumns(**{name: value[rows] for name, value in present.items() if value is not None})
+
+
+@dataclass(frozen=True, eq=False)
+class TraceBlock:
+    """Some tokens and the routing of all layers."""
+
+    tokens: TokenColumns
+    layers: tuple[LayerColumns, ...]
+
+
+def token_columns(
+    count: int,
+    *,
+    token_id: np.ndarray | Sequence[int] | None = None,
+    position: np.ndarray | Sequence[int] | None = None,
+    sequence: np.ndarray | Sequence[int] | None = None,
+    document: np.ndarray | Sequence[int] | None = None,
+    domain: np.ndarray | Sequence[int] | None = None,
+    phase: np.ndarray | Sequence[int] | None = None,
+    valid: np.ndarray | Sequence[bool] | None = None,
+    domains: Sequence[str] = ("",),
+) -> TokenColumns:
+    """TokenColumns of `count` tokens in the dtypes of the format, with defaults for what is not given.
+
+    Without `sequence` all tokens are one; without `position` they are numbered inside each sequence; without
+    `document` each sequence is one.
+    """
+    sequence_T = np.zeros(count, np.int32) if sequence is None else np.asarray(sequence).astype(np.int32)
+    defaults: Mapping[str, np.ndarray] = {
+        "token_id": np.full(count, -1),
+        "position": _places(sequence_T),
+        "document": sequence_T,
+        "domain": np.zeros(count),
+        "phase": np.zeros(count),
+        "valid": np.ones(count),
+    }
+    given = dict(
+        token_id=token_id, position=position, document=document, domain=domain, phase=phase, valid=valid
+    )
+    columns = {
+        name: (defaults[name] if value is None else np.asarray(value)).astype(_DTYPES.get(name, np.int32))
+        for name, value in given.items()
+    }
+    for name, column in columns.items():
+        check(column.shape == (count,), f"tokens.{name}", column.shape, f"must have the shape ({count},)")
+    return TokenColumns(sequence=sequence_T, domains=tuple(domains), **columns)
+
+
+_DTYPES = {"phase": np.int8, "valid": np.bool_}
+
+
+def _places(sequence: np.ndarray) -> np.ndarray:
+    """The number of each token inside its run of equal sequence numbers."""
+    if not len(sequence):
+        return np.zeros(0)
+    starts = np.flatnonzero(np.r_[True, sequence[1:] != sequence[:-1]])
+    return np.arange(len(sequence)) - np.repeat(starts, np.diff(np.r_[starts, len(sequence)]))
+
+
+def id_dtype(num_experts: int) -> np.dtype:
+    """uint8 up to 256 experts, uint16 beyond."""
+    return np.dtype(np.uint8 if num_experts <= 256 else np.uint16)
+
+
+def check_block(block: TraceBlock, header: TraceHeader) -> None:
+    """Raise ConfigError when the shapes or fields of `block` are not those that `header` names."""
+    count, experts = len(block.tokens), header.num_experts
+    check(len(block.layers) == len(header.layers), "layers", len(block.layers), f"not {len(header.layers)}")
+    wanted = {"ids": (count, header.top_k), "weights": (count, header.top_k), "kept": (count, header.top_k)}
+    wanted |= {"entropy": (count,), "margin": (count,), "logits": (count, experts)}
+    for number, layer in zip(header.layers, block.layers, strict=True):
+        present = tuple(name for name in LAYER_FIELDS if getattr(layer, name) is not None)
+        check(present == header.fields, f"fields of layer {number}", present, f"must be {header.fields}")
+        for name in ("ids", *present):
+            shape = getattr(layer, name).shape
+            check(shape == wanted[name], f"layer {number} {name}", shape, f"must be {wanted[name]}")

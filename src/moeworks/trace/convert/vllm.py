@@ -1,0 +1,147 @@
+"""The routed experts that vLLM returns (enable_return_routed_experts; protocol of its OpenAI server, 2026).
+
+A choice of a completion has `routed_experts`: base64 of an .npy with ids [tokens - 1, layers, top_k], because
+the last sampled token was never forwarded. Layers are all hidden layers of the model; a dense one is filled
+with 0. Token ids stand beside it, in `prompt_token_ids` and `token_ids`, when the request asked for them.
+"""
+
+import base64
+import binascii
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeworks.errors import DataError, check
+from moeworks.files import write_atomically
+from moeworks.trace.block import LayerColumns, TraceBlock, id_dtype, token_columns
+from moeworks.trace.header import TraceHeader
+from moeworks.trace.read import RoutingTrace
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    ids: np.ndarray  # [tokens, layers, K]
+    token_ids: list[int] | None
+    prompt_tokens: int
+
+
+def from_vllm(
+    path: str | Path,
+    *,
+    num_experts: int,
+    layers: Sequence[int] | None = None,
+    model: str = "unknown",
+) -> RoutingTrace:
+    """A trace from responses: .json, .jsonl (one a line), or the .npy of one completion.
+
+    Args:
+        num_experts: E of the model; the dump does not say.
+        layers: the MoE layers of the model. None: those that are not filled with 0 throughout.
+
+    Raises DataError for what is no such dump, and when no layer is left.
+    """
+    path = Path(path)
+    sequences = list(_sequences(path))
+    if not sequences:
+        raise DataError(f"{path}: no choice in it has routed_experts")
+    shapes = {sequence.ids.shape[1:] for sequence in sequences}
+    if len(shapes) != 1:
+        raise DataError(f"{path}: its completions differ in layers and top_k: {sorted(shapes)}")
+    ids = np.concatenate([sequence.ids for sequence in sequences])
+    found = np.flatnonzero((ids != 0).any(axis=(0, 2)))
+    chosen = tuple(int(layer) for layer in (found if layers is None else layers))
+    if not chosen or chosen[-1] >= ids.shape[1]:
+        raise DataError(f"{path}: has {ids.shape[1]} layers; none is left of {chosen or 'them'}")
+    header = TraceHeader(
+        num_experts=num_experts, top_k=ids.shape[2], layers=chosen, model=model, engine="vLLM"
+    )
+    if ids.size and int(ids.max()) >= num_experts:
+        raise DataError(f"{path}: has the id {int(ids.max())}, and num_experts is {num_experts}")
+    small = id_dtype(num_experts)
+    columns = tuple(LayerColumns(ids[:, layer].astype(small)) for layer in chosen)
+    return RoutingTrace.from_blocks(header, [TraceBlock(_tokens(sequences), columns)])
+
+
+def to_vllm(trace: RoutingTrace, path: str | Path) -> None:
+    """Write .jsonl: a response per sequence, as from_vllm reads it; dense layers are filled with 0.
+
+    Its `token_ids` hold one token more than there is routing, as vLLM's do: a -1. Raises DataError when the
+    disk refuses.
+    """
+    tokens = trace.tokens
+    full = np.zeros((len(tokens), trace.header.layers[-1] + 1, trace.header.top_k), np.uint16)
+    for number in trace.header.layers:
+        full[:, number] = trace.ids(number)
+    bounds = np.r_[0, np.flatnonzero(np.diff(tokens.sequence)) + 1, len(tokens)]
+    lines = []
+    for start, stop in itertools.pairwise(bounds):
+        prompt = int((tokens.phase[start:stop] != 1).sum())
+        ids = tokens.token_id[start:stop].tolist()
+        encoded = base64.b64encode(_npy(full[start:stop])).decode()
+        choice = dict(index=0, token_ids=[*ids[prompt:], -1], routed_experts=encoded)
+        lines.append(json.dumps(dict(prompt_token_ids=ids[:prompt], choices=[choice])))
+    write_atomically(Path(path), ("\n".join(lines) + "\n").encode())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _sequences(path: Path) -> Iterator[_Sequence]:
+    try:
+        if path.suffix == ".npy":
+            yield _Sequence(_checked(np.load(path, allow_pickle=False), path), None, 0)
+            return
+        text = path.read_text("utf-8")
+        responses = [json.loads(line) for line in text.splitlines() if line.strip()] if (
+            path.suffix == ".jsonl"
+        ) else json.loads(text)  # fmt: skip
+        for response in responses if isinstance(responses, list) else [responses]:
+            yield from _choices(response, path)
+    except (OSError, ValueError, EOFError, AttributeError, binascii.Error) as error:
+        raise DataError(f"{path}: cannot be read as a response of vLLM: {error}") from error
+
+
+def _choices(response: dict[str, Any], path: Path) -> Iterator[_Sequence]:
+    for choice in response.get("choices", ()):
+        encoded = choice.get("routed_experts")
+        if encoded is None:  # aborted before its first forward pass, or not asked for
+            continue
+        raw = base64.b64decode(encoded, validate=True)
+        ids = _checked(np.load(io.BytesIO(raw), allow_pickle=False), path)
+        prompt = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
+        output = choice.get("token_ids")
+        if prompt is None or output is None:
+            yield _Sequence(ids, None, len(prompt or ()))
+            continue
+        token_ids = [*prompt, *output][: len(ids)]
+        if len(token_ids) < len(ids):
+            raise DataError(f"{path}: routing of {len(ids)} tokens beside {len(token_ids)} token ids")
+        yield _Sequence(ids, token_ids, len(prompt))
+
+
+def _checked(ids: np.ndarray, path: Path) -> np.ndarray:
+    if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
+        raise DataError(f"{path}: routed_experts is {ids.dtype} {ids.shape}, not ids [tokens, layers, top_k]")
+    check(ids.shape[2] >= 1, "top_k", ids.shape[2], "must be at least 1")
+    return ids
+
+
+def _tokens(sequences: list[_Sequence]) -> Any:
+    lengths = [len(sequence.ids) for sequence in sequences]
+    token_id = [t for s in sequences for t in (s.token_ids or [-1] * len(s.ids))]
+    phase = [
+        int(bool(s.prompt_tokens) and place >= s.prompt_tokens)
+        for s in sequences
+        for place in range(len(s.ids))
+    ]
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    return token_columns(sum(lengths), token_id=token_id, sequence=sequence, phase=phase)

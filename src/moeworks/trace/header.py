@@ -1,0 +1,82 @@
+"""What a trace says about itself: the model, the engine, and which columns there are."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from moeworks.config.codec import from_dict, to_dict
+from moeworks.errors import ConfigError, DataError, check
+
+FORMAT = "moeworks.routing-trace"
+VERSION = 1
+"""Goes up when a reader of the older version would misread a newer file (docs/trace-format.md)."""
+
+METADATA_KEY = b"moeworks.trace"
+"""The key of the header in the metadata of the Arrow schema and of the Parquet file."""
+
+LayerField = Literal["weights", "kept", "entropy", "margin", "logits"]
+LAYER_FIELDS: tuple[LayerField, ...] = get_args(LayerField)
+"""What a layer may hold beside its expert ids, in the order of the columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceHeader:
+    """One per trace; all layers have the same number of experts and the same top_k."""
+
+    num_experts: int
+    """E: ids lie in 0 .. num_experts - 1. Zero-computation experts count, shared ones do not."""
+    top_k: int
+    """K, the experts of a token in a layer."""
+    layers: tuple[int, ...]
+    """The MoE layers by their index in the model, dense layers counted, ascending."""
+    fields: tuple[LayerField, ...] = ()
+    """Which optional columns every layer has."""
+    model: str = "unknown"
+    """Name or path of the model."""
+    model_fingerprint: str | None = None
+    """A hash of the model's weights or of its checkpoint, where the recorder knows one."""
+    engine: str = "unknown"
+    """The program that computed the routing, with its version."""
+    tokenizer_fingerprint: str | None = None
+    """sha256 of the tokenizer's JSON: what the token ids mean."""
+    step: int | None = None
+    """The training step that the model was at."""
+    note: str = ""
+    """Anything that a reader should know, e.g. what a converter could not tell."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.num_experts <= 65_536, "num_experts", self.num_experts, "must lie in 1 .. 65536")
+        check(
+            1 <= self.top_k <= self.num_experts,
+            "top_k",
+            self.top_k,
+            f"must lie between 1 and num_experts = {self.num_experts}",
+        )
+        ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+        check(bool(self.layers) and ascending, "layers", self.layers, "must be ascending, and at least one")
+        check(self.layers[0] >= 0, "layers", self.layers, "must not be negative")
+        in_order = [name for name in LAYER_FIELDS if name in self.fields]
+        check(list(self.fields) == in_order, "fields", self.fields, f"must be in the order {LAYER_FIELDS}")
+
+    def encode(self) -> bytes:
+        """The header as it stands in the metadata: JSON in UTF-8."""
+        content = {"format": FORMAT, "version": VERSION, **to_dict(self)}
+        return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+
+
+def decode_header(metadata: dict[bytes, bytes] | None, source: str) -> TraceHeader:
+    """The header in a schema's metadata. Raises DataError, naming `source`, when there is no good one."""
+    content = (metadata or {}).get(METADATA_KEY)
+    if content is None:
+        raise DataError(f"{source}: not a routing trace: its metadata has no {METADATA_KEY.decode()!r}")
+    try:
+        values = json.loads(content)
+        kind, version = values.pop("format"), values.pop("version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{source}: the header of the trace is damaged: {error!r}") from error
+    if kind != FORMAT or version != VERSION:
+        raise DataError(f"{source}: is {kind} version {version}; this program reads {FORMAT} {VERSION}")
+    try:
+        return from_dict(TraceHeader, values)
+    except ConfigError as error:
+        raise DataError(f"{source}: the header of the trace is damaged: {error}") from error

@@ -1,0 +1,98 @@
+"""From the Routing records of a forward pass to blocks of a trace: functions of the records."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeworks.config.model import ModelConfig
+from moeworks.errors import check
+from moeworks.ops.routing import Routing
+from moeworks.trace.block import LayerColumns, TokenColumns, TraceBlock, id_dtype
+from moeworks.trace.header import LAYER_FIELDS, LayerField, TraceHeader
+
+
+def model_header(
+    config: ModelConfig, fields: Sequence[LayerField] = ("weights",), **identity: str | int | None
+) -> TraceHeader:
+    """The header of traces of a model of ours; `identity` are TraceHeader's other fields.
+
+    Raises ConfigError for a model without MoE layers.
+    """
+    check(bool(config.moe_layers), "model", "dense", "has no MoE layer, so there is no routing to trace")
+    return TraceHeader(
+        num_experts=config.router.num_routes,
+        top_k=config.router.top_k,
+        layers=config.moe_layers,
+        fields=tuple(name for name in LAYER_FIELDS if name in fields),
+        **identity,  # pyrefly: ignore[bad-argument-type]
+    )
+
+
+@torch.no_grad()
+def record(
+    routings: Sequence[Routing], tokens: TokenColumns, header: TraceHeader, *, keep_padding: bool = False
+) -> TraceBlock:
+    """The block of one forward pass over the T tokens of `tokens`, which are the rows of each Routing.
+
+    Padding (`valid` False, in the tokens or in the records) is left out unless `keep_padding`.
+    """
+    count = len(tokens)
+    for routing in routings:
+        rows = routing.expert_ids_TK.shape[0]
+        check(rows == count, "routing rows", rows, f"must be the {count} tokens")
+    valid = tokens.valid.copy()
+    if routings and routings[0].valid_T is not None:
+        valid &= routings[0].valid_T.cpu().numpy()
+    layers = [record_layer(routing, header) for routing in routings]
+    if keep_padding:
+        return TraceBlock(TokenColumns(**vars(tokens) | {"valid": valid}), tuple(layers))
+    if valid.all():
+        return TraceBlock(tokens, tuple(layers))
+    rows = np.flatnonzero(valid)
+    return TraceBlock(tokens.take(rows), tuple(layer.take(rows) for layer in layers))
+
+
+def record_layer(routing: Routing, header: TraceHeader) -> LayerColumns:
+    """The columns of one layer; fields that the header does not name are not computed."""
+    small = torch.uint8 if id_dtype(header.num_experts) == np.uint8 else torch.uint16
+    fields = header.fields
+    logits_TE = routing.router_logits_TE
+    return LayerColumns(
+        ids=routing.expert_ids_TK.to(small).cpu().numpy(),
+        weights=_half(routing.routing_weights_TK) if "weights" in fields else None,
+        kept=_kept(routing) if "kept" in fields else None,
+        entropy=_half(router_entropy(routing.router_probs_TE)) if "entropy" in fields else None,
+        margin=_half(choice_margin(logits_TE, routing.expert_ids_TK)) if "margin" in fields else None,
+        logits=_half(logits_TE) if "logits" in fields else None,
+    )
+
+
+def router_entropy(probs_TE: Tensor) -> Tensor:
+    """[T] nats: H(p) of the router's scores, normalised over experts; 0 is certain, log E undecided."""
+    p_TE = probs_TE / probs_TE.sum(dim=1, keepdim=True)
+    tiny = torch.finfo(p_TE.dtype).tiny
+    return -(p_TE * p_TE.clamp(min=tiny).log()).sum(dim=1)
+
+
+def choice_margin(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
+    """[T]: the least logit of a chosen expert minus the greatest of the others; inf when all are chosen.
+
+    Without bias and groups that is the k-th logit minus the (k+1)-th.
+    """
+    least_T = logits_TE.gather(1, expert_ids_TK).amin(dim=1)
+    return least_T - logits_TE.scatter(1, expert_ids_TK, -torch.inf).amax(dim=1)
+
+
+def _half(values: Tensor) -> np.ndarray:
+    """float16, with what is too large for it at its largest number."""
+    limit = torch.finfo(torch.float16).max
+    finite = values.clamp(-limit, limit)
+    return torch.where(values.isinf(), values, finite).to(torch.float16).cpu().numpy()
+
+
+def _kept(routing: Routing) -> np.ndarray:
+    if routing.kept_TK is None:
+        return np.ones(tuple(routing.expert_ids_TK.shape), dtype=np.bool_)
+    return routing.kept_TK.cpu().numpy()

@@ -1,0 +1,130 @@
+"""The Arrow schema of a trace, and numpy arrays to Arrow columns and back; see docs/trace-format.md."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moeworks.trace.block import PHASES, LayerColumns, TokenColumns, TraceBlock, id_dtype
+from moeworks.trace.header import METADATA_KEY, TraceHeader
+
+_LABEL = pa.dictionary(pa.int32(), pa.string())
+TOKEN_TYPES: dict[str, pa.DataType] = {
+    "token_id": pa.int32(),
+    "position": pa.int32(),
+    "sequence": pa.int32(),
+    "document": pa.int32(),
+    "domain": _LABEL,
+    "phase": _LABEL,
+    "valid": pa.bool_(),
+}
+
+
+def trace_schema(header: TraceHeader) -> pa.Schema:
+    """Token columns, then `ids_N`, `weights_N`, ... for each layer N."""
+    columns = [pa.field(name, kind, nullable=False) for name, kind in TOKEN_TYPES.items()]
+    for layer in header.layers:
+        for name in ("ids", *header.fields):
+            columns.append(pa.field(f"{name}_{layer}", _layer_type(name, header), nullable=False))
+    return pa.schema(columns, metadata={METADATA_KEY: header.encode()})
+
+
+def _layer_type(name: str, header: TraceHeader) -> pa.DataType:
+    half = pa.float16()
+    if name in ("entropy", "margin"):
+        return half
+    if name == "logits":
+        return _fixed_list(half, header.num_experts)
+    value = {"ids": pa.from_numpy_dtype(id_dtype(header.num_experts)), "kept": pa.bool_()}.get(name, half)
+    return _fixed_list(value, header.top_k)
+
+
+def _fixed_list(value: pa.DataType, size: int) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False), size)
+
+
+def parquet_options(header: TraceHeader) -> dict[str, Any]:
+    """Encodings: dictionaries, which pack ids into ceil(log2 E) bits and suit half floats as well, and zstd.
+
+    Splitting the bytes of half floats (BYTE_STREAM_SPLIT) gives the same size faster, but DuckDB 2.0 cannot
+    read that.
+    """
+    coded = [_leaf(name, layer) for layer in header.layers for name in ("ids", *header.fields)]
+    dictionary = [
+        name for name in (*TOKEN_TYPES, *coded) if name != "valid" and not name.startswith(("logits", "kept"))
+    ]
+    return dict(compression="zstd", use_dictionary=dictionary)
+
+
+def _leaf(field: str, layer: int) -> str:
+    nested = "" if field in ("entropy", "margin") else ".list.element"
+    return f"{field}_{layer}{nested}"
+
+
+def to_batch(block: TraceBlock, header: TraceHeader, schema: pa.Schema) -> pa.RecordBatch:
+    """The block as Arrow; shapes are those that check_block asks for."""
+    tokens = block.tokens
+    columns: list[pa.Array] = [
+        pa.array(getattr(tokens, name)) for name in ("token_id", "position", "sequence", "document")
+    ]
+    columns.append(_labels(tokens.domain, tokens.domains))
+    columns.append(_labels(tokens.phase, PHASES))
+    columns.append(pa.array(tokens.valid))
+    for layer in block.layers:
+        for name in ("ids", *header.fields):
+            kind = _layer_type(name, header)
+            columns.append(_to_arrow(getattr(layer, name), kind))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _labels(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string()))
+
+
+def _to_arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    leaf = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+    dtype = np.dtype(np.bool_) if pa.types.is_boolean(leaf) else np.dtype(leaf.to_pandas_dtype())
+    flat = pa.array(np.ascontiguousarray(values, dtype=dtype).reshape(-1))
+    return flat if leaf is kind else pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """[T] or [T, K] of a column; without a copy where it is one chunk of numbers."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunk at all
+        array = pa.concat_arrays([*array.chunks, pa.array([], column.type)])
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        flat = array.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(-1, width)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def label_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """int32 codes and names of a label column, over all chunks; plain strings do too."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    names = tuple(column.chunk(0).dictionary.to_pylist()) if column.num_chunks else ()
+    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, np.int32), *codes]).astype(np.int32), names
+
+
+def token_columns_of(table: pa.Table) -> TokenColumns:
+    """The token columns of a table that has them all."""
+    domain, domains = label_codes(table["domain"])
+    phase, phases = label_codes(table["phase"])
+    known = np.array([PHASES.index(name) if name in PHASES else -1 for name in phases] or [0], np.int8)
+    plain = ("token_id", "position", "sequence", "document", "valid")
+    return TokenColumns(
+        **{name: to_numpy(table[name]) for name in plain},
+        domain=domain,
+        phase=known[phase],
+        domains=domains or ("",),
+    )
+
+
+def layer_columns_of(table: pa.Table, header: TraceHeader, layer: int) -> LayerColumns:
+    """The columns of one layer from a table that has them."""
+    return LayerColumns(**{f: to_numpy(table[f"{f}_{layer}"]) for f in ("ids", *header.fields)})

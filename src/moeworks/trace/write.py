@@ -1,0 +1,103 @@
+"""Traces to disk, a block at a time."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moeworks.errors import DataError
+from moeworks.files import temporary_name
+from moeworks.trace.block import TraceBlock, check_block
+from moeworks.trace.header import TraceHeader
+from moeworks.trace.schema import parquet_options, to_batch, trace_schema
+
+ROW_GROUP_BYTES = 32 << 20
+
+
+class TraceWriter:
+    """Writes a trace; a context manager.
+
+    Blocks are held until they fill a row group (about 32 MB of columns, at most 131,072 tokens), so memory
+    does not grow with the trace. The file appears under its name when the `with` ends well, whole, and not
+    at all when it does not.
+
+    Raises DataError when the disk refuses, ConfigError for a block that does not fit the header.
+    """
+
+    def __init__(self, path: str | Path, header: TraceHeader) -> None:
+        self.header = header
+        self.num_tokens = 0
+        self._path = Path(path)
+        self._temporary = temporary_name(self._path)
+        self._schema = trace_schema(header)
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self._group_rows = row_group_tokens(header)
+        try:
+            self._writer = pq.ParquetWriter(self._temporary, self._schema, **parquet_options(header))
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def append(self, block: TraceBlock) -> None:
+        """Add the tokens of `block`."""
+        check_block(block, self.header)
+        if not len(block.tokens):
+            return
+        self._held.append(to_batch(block, self.header, self._schema))
+        self._held_rows += len(block.tokens)
+        self.num_tokens += len(block.tokens)
+        if self._held_rows >= self._group_rows:
+            self._flush()
+
+    def __enter__(self) -> "TraceWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+                os.replace(self._temporary, self._path)
+        except OSError as refused:
+            raise self._refused(refused) from refused
+        finally:
+            if kind is not None:
+                self._abandon()
+            self._temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        table = pa.Table.from_batches(self._held, schema=self._schema).unify_dictionaries()
+        self._held, self._held_rows = [], 0
+        try:
+            self._writer.write_table(table, row_group_size=self._group_rows)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _abandon(self) -> None:
+        with suppress(OSError):  # the file goes away anyway, and the first error is the one to tell
+            self._writer.close()
+
+    def _refused(self, error: OSError) -> DataError:
+        return DataError(f"{self._path}: cannot be written: {error.strerror or error}")
+
+
+def row_group_tokens(header: TraceHeader) -> int:
+    """Tokens of a row group: ROW_GROUP_BYTES of uncompressed columns, 1,024 to 131,072."""
+    widths = {"ids": 2 * header.top_k, "weights": 2 * header.top_k, "kept": header.top_k}
+    widths |= {"entropy": 2, "margin": 2, "logits": 2 * header.num_experts}
+    row = 32 + len(header.layers) * sum(widths[name] for name in ("ids", *header.fields))
+    return min(max(ROW_GROUP_BYTES // row, 1024), 131_072)
+
+
+def write_trace(path: str | Path, header: TraceHeader, *blocks: TraceBlock) -> None:
+    """Write blocks that are in memory."""
+    with TraceWriter(path, header) as writer:
+        for block in blocks:
+            writer.append(block)
