@@ -6,9 +6,12 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from moeworks.errors import check
 from moeworks.models.decoder import Decoder
+
+_AT_ONCE = 256  # predictions whose logits are made together: those of a whole row may take gigabytes
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,18 @@ def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]
         valid_BL[number, :length] = True
         wanted_BL[number, length - row.predicted : length] = True
     valid = None if bool(valid_BL.all()) else valid_BL.to(device)
-    logits_BLV = model(tokens_BL.to(device), valid_BL=valid).logits_BLV
-    scores = []
-    for number, wanted_L in enumerate(wanted_BL):  # a row at a time: float32 logits of all would be large
-        logits_NV = logits_BLV[number][wanted_L.to(device)]
-        logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-        targets_N = targets_BL[number][wanted_L].to(device)
-        nats = F.cross_entropy(logits_NV, targets_N, reduction="none").double().sum()
-        scores.append(Score(float(nats), bool((logits_NV.argmax(dim=-1) == targets_N).all())))
-    return scores
+    hidden_BLD = model(tokens_BL.to(device), valid_BL=valid).hidden_BLD
+    return [
+        _score(model, hidden_LD[wanted_L.to(device)], targets_L[wanted_L].to(device))
+        for hidden_LD, targets_L, wanted_L in zip(hidden_BLD, targets_BL, wanted_BL, strict=True)
+    ]
+
+
+def _score(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Score:
+    nats, greedy = 0.0, True
+    for states, targets in zip(hidden_ND.split(_AT_ONCE), targets_N.split(_AT_ONCE), strict=True):
+        logits = model.logits(states)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        nats += float(F.cross_entropy(logits, targets, reduction="none").double().sum())
+        greedy = greedy and bool((logits.argmax(dim=-1) == targets).all())
+    return Score(nats, greedy)

@@ -15,7 +15,7 @@ from moeworks.errors import check
 from moeworks.layers.inputs import Slots, mixer_inputs
 from moeworks.models.block import BlockContext
 from moeworks.models.cache import KVCache
-from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.models.decoder import Decoder
 
 
 @dataclass
@@ -79,13 +79,9 @@ def generate_ahead(
     def row(*ids: int) -> Tensor:
         return torch.tensor([ids], device=place.device)
 
-    streams, logits_V = [], None
-    for piece_BL in row(*prompt_ids).split(prefill_chunk, dim=1):
-        output = model(piece_BL, cache=cache)
-        streams.append(_stream(output))
-        logits_V = output.logits_BLV[0, -1]
-    assert logits_V is not None
-    hidden, chosen = torch.cat(streams, dim=1), [int(logits_V.argmax())]
+    pieces = row(*prompt_ids).split(prefill_chunk, dim=1)
+    hidden = torch.cat([model(piece_BL, cache=cache).hidden_BLD for piece_BL in pieces], dim=1)
+    chosen = [int(model.logits(hidden[:, -1:]).argmax())]
     follow = row(*prompt_ids[1:], *chosen)
     left = max_new_tokens
     while left:
@@ -102,13 +98,8 @@ def generate_ahead(
         acceptance.drafted += 1
         if first == draft:
             acceptance.accepted += 1
-            chosen, hidden = [first, second], _stream(output)
+            chosen, hidden = [first, second], output.hidden_BLD
         else:
             cache.forget(1)
-            chosen, hidden = [first], _stream(output)[:, :1]
+            chosen, hidden = [first], output.hidden_BLD[:, :1]
         follow = row(*chosen)
-
-
-def _stream(output: DecoderOutput) -> Tensor:
-    assert output.hidden_BLD is not None  # a decoder always gives it
-    return output.hidden_BLD
