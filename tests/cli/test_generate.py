@@ -52,18 +52,24 @@ def test_empty_prompt(finished, capsys):
     assert written(capsys, str(finished), "", "--max-new-tokens", "5").endswith("\n")
 
 
-def test_more_than_the_model_can_see(finished, capsys):
+def test_an_answer_may_outgrow_what_the_model_can_see(finished, capsys):
     """max_seq_len is 128."""
-    out = written(capsys, str(finished), "x" * 150, "--max-new-tokens", "20", "--top-k", "3")
-    assert out.startswith("x" * 150)
-    assert len(out) > 152
+    prompt = "x" * 120
+    out = written(capsys, str(finished), prompt, "--max-new-tokens", "30", "--top-k", "3")
+    assert out.startswith(prompt) and len(out) > 130
+
+
+def test_a_prompt_longer_than_what_the_model_can_see_is_refused(finished, capsys):
+    assert main(["generate", str(finished), "x" * 150]) == 2
+    message = "moeworks: error: prompt = 151: tokens exceed the model's context of 128\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("text", ["né😀 end", "broken \ufffd off"])
 def test_characters_of_several_tokens_come_whole(finished, capsys, monkeypatch, text):
     """Bytes as tokens: half a character must not be printed, nor be printed twice."""
     content = text.encode() if "\ufffd" not in text else b"broken \xf0\x9f off"
-    monkeypatch.setattr("moeworks.cli.generation.generate", lambda *args, **options: iter(content))
+    monkeypatch.setattr("moeworks.generate.complete.generate", lambda *args, **options: iter(content))
     assert written(capsys, str(finished), PROMPT) == PROMPT + text.replace("\ufffd", decoded(finished)) + "\n"
 
 
@@ -73,5 +79,5 @@ def decoded(finished) -> str:
 
 
 def test_unfinished_character_at_the_end_is_shown(finished, capsys, monkeypatch):
-    monkeypatch.setattr("moeworks.cli.generation.generate", lambda *args, **options: iter(b"ab\xc3"))
+    monkeypatch.setattr("moeworks.generate.complete.generate", lambda *args, **options: iter(b"ab\xc3"))
     assert written(capsys, str(finished), PROMPT) == PROMPT + "ab\ufffd\n"

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_layers import randomise_
+from tiny_families import tiny_config
 
 from moeworks import Decoder, ModelConfig
 from moeworks.config.model import ExpertsConfig, GQAConfig, RouterConfig
@@ -84,3 +85,28 @@ def test_positions_count_what_the_cache_holds(model):
     model(torch.zeros(1, 14, dtype=torch.int64), cache=cache)
     with pytest.raises(ConfigError, match=r"positions = 17: exceed model\.max_seq_len = 16"):
         model(torch.zeros(1, 3, dtype=torch.int64), cache=cache)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "mixtral_window", "deepseek_v3", "qwen3_next", "gpt_oss"])
+def test_a_cache_that_starts_from_another_goes_on_as_it(name):
+    torch.manual_seed(0)
+    other = randomise_(Decoder(tiny_config(name)).double(), std=0.3).eval()
+    tokens = torch.randint(97, (1, 20))
+    first = KVCache(other.config, 1, 20, dtype=torch.float64)
+    other(tokens[:, :12], cache=first)
+    # Room for fewer positions than a window reaches, and for more.
+    for room in (20, 60):
+        second = KVCache(other.config, 1, room, dtype=torch.float64)
+        second.start_from(first, 12)
+        got = other(tokens[:, 12:], cache=second).logits_BLV
+        torch.testing.assert_close(got, other(tokens).logits_BLV[:, 12:], rtol=1e-9, atol=1e-9)
+    assert first.length == 12 and second.length == 20
+
+
+def test_a_cache_starts_from_what_is_held_only():
+    plain, windowed = (Decoder(tiny_config(name)).double().eval() for name in ("mixtral", "mixtral_window"))
+    for other, message in ((plain, "only 12 are held"), (windowed, "windows and recurrences hold the end")):
+        held = KVCache(other.config, 1, 20, dtype=torch.float64)
+        other(torch.ones(1, 12, dtype=torch.int64), cache=held)
+        with pytest.raises(ConfigError, match=message):
+            KVCache(other.config, 1, 20, dtype=torch.float64).start_from(held, 13 if other is plain else 5)

@@ -1,57 +1,104 @@
 """What `moeworks generate` does."""
 
+import json
 import sys
-from pathlib import Path
+import time
+from typing import Any
 
-import torch
-
-from moeworks.checkpoint import read_checkpoint
 from moeworks.cli.generate import GenerateOptions
-from moeworks.data.tokenizer import Tokenizer, load_tokenizer
-from moeworks.errors import CheckpointError, check
-from moeworks.generate.loop import generate
-from moeworks.pretrained import find_checkpoint, load
+from moeworks.cli.models import load_model
+from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
+from moeworks.generate.complete import Completion, complete, stream
+from moeworks.generate.speculative import Acceptance
+from moeworks.models.decoder import Decoder
 
 
 def run(options: GenerateOptions) -> int:
-    """Load the model and stream the text."""
-    has_device = options.device == "cpu" or torch.cuda.is_available()
-    check(has_device, "device", options.device, "torch finds no GPU here")
-    directory = find_checkpoint(options.model)
-    model = load(directory, device=options.device)
-    tokenizer = run_tokenizer(directory)
-    prompt = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt).tolist()]
-    ids = generate(
-        model,
-        prompt,
-        options.max_new_tokens,
-        sampling=options.sampling,
-        seed=options.seed,
-        stop_id=tokenizer.end_of_text_id,
-    )
-    written: list[int] = []
-    shown = ""
-    sys.stdout.write(options.prompt)
-    for token in ids:
-        written.append(token)
-        text = tokenizer.decode(written)
-        # A character may take several tokens: hold the text back until it is whole.
-        if not text.endswith("\ufffd"):
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
-    sys.stdout.write(tokenizer.decode(written)[len(shown) :] + "\n")
+    """Load the model and write the texts."""
+    model = load_model(options.model, options.device, options.dtype)
+    tokenizer = tokenizer_of(options.model, model.config.vocab_size)
+    prompts = [_prompt_ids(tokenizer, options, text) for text in options.prompts]
+    start = time.perf_counter()
+    acceptance = Acceptance() if options.speculative else None
+    if len(prompts) == 1:
+        completions = [_one(model, tokenizer, options, prompts[0], acceptance)]
+    else:
+        config = options.generation(dict(tokenizer.sampling))
+        seeds = range(options.seed, options.seed + len(prompts))
+        completions = complete(model, tokenizer, prompts, config, seeds=seeds)
+    seconds = time.perf_counter() - start
+    if options.json:
+        print(json.dumps(_record(options, completions, seconds, acceptance), ensure_ascii=False, indent=2))
+    elif len(prompts) > 1:
+        _print_all(options, completions)
+    if acceptance is not None and not options.json:
+        print(_told(acceptance), file=sys.stderr)
     return 0
 
 
-def run_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The run's tokenizer. Raises CheckpointError when it is not the one that the model was trained with."""
-    path = checkpoint.resolve().parent.parent / "tokenizer.json"
-    tokenizer = load_tokenizer(path)
-    trained_with = read_checkpoint(checkpoint, verify=False).state["tokenizer"]
-    if tokenizer.fingerprint != trained_with["fingerprint"]:
-        raise CheckpointError(
-            f"{path}: its vocabulary of {tokenizer.vocab_size} does not fit the checkpoint, whose model was"
-            f" trained with another tokenizer, of {trained_with['vocab_size']}"
-        )
-    return tokenizer
+def _prompt_ids(tokenizer: ModelTokenizer, options: GenerateOptions, text: str) -> list[int]:
+    if not options.chat:
+        return tokenizer.encode_prompt(text)
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return tokenizer.encode_chat([*system, {"role": "user", "content": text}])
+
+
+def _one(
+    model: Decoder,
+    tokenizer: ModelTokenizer,
+    options: GenerateOptions,
+    prompt_ids: list[int],
+    acceptance: Acceptance | None,
+) -> Completion:
+    """Continue one prompt, and show it as it comes unless the options say otherwise."""
+    found: list[Completion] = []
+    config = options.generation(dict(tokenizer.sampling))
+    pieces = stream(
+        model, tokenizer, prompt_ids, config, seed=options.seed, acceptance=acceptance, done=found.append
+    )
+    if options.json:
+        list(pieces)
+    else:
+        shown = "" if options.chat else options.prompts[0]
+        for piece in pieces if options.stream else ["".join(pieces)]:
+            sys.stdout.write(shown + piece)
+            sys.stdout.flush()
+            shown = ""
+        sys.stdout.write("\n")
+    return found[0]
+
+
+def _print_all(options: GenerateOptions, completions: list[Completion]) -> None:
+    for number, (prompt, completion) in enumerate(zip(options.prompts, completions, strict=True), 1):
+        print(f"--- {number} of {len(completions)}")
+        print(("" if options.chat else prompt) + completion.text)
+
+
+def _told(acceptance: Acceptance) -> str:
+    counts = f"{acceptance.accepted} of {acceptance.drafted}"
+    return f"drafts accepted: {counts} ({acceptance.rate:.1%})"
+
+
+def _record(
+    options: GenerateOptions, completions: list[Completion], seconds: float, acceptance: Acceptance | None
+) -> dict[str, Any]:
+    """What --json prints."""
+    record: dict[str, Any] = {
+        "completions": [
+            {
+                "prompt": prompt,
+                "text": completion.text,
+                "reason": completion.reason,
+                "prompt_tokens": completion.prompt_tokens,
+                "tokens": len(completion.ids),
+                "ids": list(completion.ids),
+                "seed": options.seed + number,
+            }
+            for number, (prompt, completion) in enumerate(zip(options.prompts, completions, strict=True))
+        ],
+        "seconds": round(seconds, 3),
+    }
+    if acceptance is not None:
+        record["drafted"], record["accepted"] = acceptance.drafted, acceptance.accepted
+        record["acceptance_rate"] = acceptance.rate
+    return record

@@ -36,8 +36,9 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.training",
         "train a model, or go on with --resume; writes a report",
     ),
-    "generate": Verb(
-        "moeworks.cli.generate", "moeworks.cli.generation", "continue a text with a trained model"
+    "generate": Verb("moeworks.cli.generate", "moeworks.cli.generation", "continue texts with any model"),
+    "eval": Verb(
+        "moeworks.cli.eval", "moeworks.cli.evaluation", "bits per byte and perplexity of a model on texts"
     ),
     "trace": Verb(
         "moeworks.cli.trace",

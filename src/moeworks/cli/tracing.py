@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moeworks.checkpoint import read_checkpoint
 from moeworks.cli.dumps import convert
-from moeworks.cli.generation import run_tokenizer
 from moeworks.cli.trace import TraceOptions
 from moeworks.cli.trace_summary import print_trace_summary, summarise_trace
 from moeworks.config import CorpusConfig, RunConfig
 from moeworks.config.codec import from_dict
 from moeworks.data.corpus import iter_documents
+from moeworks.data.model_tokenizer import run_tokenizer
 from moeworks.data.tokenizer import Tokenizer
 from moeworks.errors import check
 from moeworks.models.decoder import Decoder

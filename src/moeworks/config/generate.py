@@ -1,5 +1,6 @@
 """How text is drawn from a model."""
 
+import math
 from dataclasses import dataclass
 
 from moeworks.errors import check
@@ -7,7 +8,10 @@ from moeworks.errors import check
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is drawn."""
+    """How the next token is drawn.
+
+    In this order: repetition_penalty, temperature, top_k, top_p, min_p, each of what those before it left.
+    """
 
     temperature: float = 0.8
     """Logits are divided by it; 0 takes the most probable token."""
@@ -15,8 +19,33 @@ class SamplingConfig:
     """Draw from the fewest most probable tokens whose probabilities sum to at least this (Holtzman 2020)."""
     top_k: int | None = None
     """Draw from the k most probable tokens."""
+    min_p: float = 0.0
+    """Draw from tokens at least this many times as probable as the most probable one (Nguyen 2024)."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt and text are divided by it where positive, else multiplied (Keskar 2019)."""
 
     def __post_init__(self) -> None:
-        check(self.temperature >= 0, "temperature", self.temperature, "must not be negative")
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, "must not be negative")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "must lie in (0, 1]")
         check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
+        check(0 <= self.min_p <= 1, "min_p", self.min_p, "must lie in [0, 1]")
+        penalty = self.repetition_penalty
+        check(0 < penalty < math.inf, "repetition_penalty", penalty, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a text is continued."""
+
+    max_new_tokens: int = 100
+    """Tokens to write at most."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    sampling: SamplingConfig = SamplingConfig()
+    prefill_chunk: int = 2048
+    """A prompt is read in pieces of at most so many tokens, which bounds the memory that it takes."""
+
+    def __post_init__(self) -> None:
+        check(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must not be negative")
+        check(all(self.stop), "stop", self.stop, "an empty text would end every text")
+        check(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "must be at least 1")

@@ -59,6 +59,11 @@ class Tokenizer:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
 
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The tokenizers library's own object."""
+        return self._backend
+
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json, atomically."""
         write_atomically(Path(path), self._json().encode())

@@ -1,16 +1,21 @@
-"""Token by token."""
+"""Token by token, for one text or for a batch of them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moeworks.config.generate import SamplingConfig
+from moeworks.errors import check
+from moeworks.generate.prefix import PrefixCache
 from moeworks.generate.sampling import sample
 from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
 
+PREFILL_CHUNK = 2048
 
-@torch.no_grad()
+
 def generate(
     model: Decoder,
     prompt_ids: Sequence[int],
@@ -19,27 +24,165 @@ def generate(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
     stop_id: int | None = None,
+    stop_ids: Sequence[int] = (),
+    prefill_chunk: int = PREFILL_CHUNK,
+    prefix: PrefixCache | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` token ids that follow `prompt_ids` (not empty), or until `stop_id`.
+    """Yield up to `max_new_tokens` token ids that follow `prompt_ids` (not empty), or until a stop.
 
     When prompt and answer outgrow max_seq_len, the oldest tokens are forgotten, half of it at a time.
+
+    Args:
+        sampling: how a token is drawn.
+        seed: of the draws.
+        stop_id, stop_ids: tokens that end the text; they are not yielded.
+        prefill_chunk: the prompt is read in pieces of so many tokens.
+        prefix: remembers prompts, so that one that starts like an earlier one is not read twice.
+
+    Raises ConfigError for an empty prompt and ids outside the vocabulary.
     """
-    sampling = sampling or SamplingConfig()
-    generator = torch.Generator().manual_seed(seed)
-    parameter = next(model.parameters())
-    limit = model.config.max_seq_len
-    # Published models allow for millions of positions: no cache is made for more than will come.
-    size = min(limit, len(prompt_ids) + max_new_tokens)
-    ids, cache = list(prompt_ids), None
-    for _ in range(max_new_tokens):
-        if cache is None or cache.length == limit:
-            keep = limit if len(ids) <= limit else max(limit // 2, 1)
-            cache = KVCache(model.config, 1, size, dtype=parameter.dtype, device=parameter.device)
-            fed = ids[-keep:]
-        else:
-            fed = ids[-1:]
-        logits = model(torch.tensor([fed], device=parameter.device), cache=cache).logits_BLV
-        ids.append(sample(logits[0, -1], sampling, generator))
-        if ids[-1] == stop_id:
+    stops = (*stop_ids,) if stop_id is None else (*stop_ids, stop_id)
+    batch = generate_batch(
+        model, [prompt_ids], max_new_tokens,
+        sampling=sampling, seeds=[seed], stop_ids=stops, prefill_chunk=prefill_chunk, prefix=prefix,
+    )  # fmt: skip
+    for (token,) in batch:
+        if token is None:
             return
-        yield ids[-1]
+        yield token
+
+
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    sampling: SamplingConfig | None = None,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    prefill_chunk: int = PREFILL_CHUNK,
+    prefix: PrefixCache | None = None,
+    ended: Sequence[bool] | None = None,
+) -> Iterator[list[int | None]]:
+    """Yield, token by token, a list of the next token of every text; None once a text has ended.
+
+    Shorter prompts are padded on the left. Each text is what `generate` makes of its prompt and seed alone
+    (up to the rounding of sums of another shape). Closing the iterator ends all of them.
+
+    Args:
+        seeds: one per prompt; None counts from 0.
+        prefix: for a batch of one prompt only.
+        ended: per prompt, read before each token: True ends that text, as a stop string does.
+
+    Raises ConfigError as `generate` does.
+    """
+    check(prefill_chunk >= 1, "prefill_chunk", prefill_chunk, "must be at least 1")
+    if prefix is not None:
+        check(len(prompts) == 1, "prompts", len(prompts), "a prefix cache serves one at a time")
+        check(prefix.model is model, "prefix", prefix, "is that of another model")
+    seeds = range(len(prompts)) if seeds is None else seeds
+    rows = [_Row.of(model, ids, seed) for ids, seed in zip(prompts, seeds, strict=True)]
+    batch = _Batch(model, rows, prefill_chunk, prefix)
+    for left in range(max_new_tokens, 0, -1):
+        for row, end in zip(rows, ended or (), strict=False):
+            row.alive = row.alive and not end
+        if not any(row.alive for row in rows):
+            return
+        logits_BV = batch.next_logits(left)
+        yield [
+            row.draw(logits_V, sampling or SamplingConfig(), stop_ids)
+            for row, logits_V in zip(rows, logits_BV, strict=True)
+        ]
+
+
+@dataclass
+class _Row:
+    """One text."""
+
+    ids: list[int]
+    generator: torch.Generator
+    first: int = 0
+    """Index of the first token that is not forgotten."""
+    alive: bool = True
+
+    @classmethod
+    def of(cls, model: Decoder, prompt_ids: Sequence[int], seed: int) -> "_Row":
+        ids, vocab_size = list(prompt_ids), model.config.vocab_size
+        check(len(ids) > 0, "prompt_ids", ids, "there must be a token to start from")
+        low, high = min(ids), max(ids)
+        check(low >= 0, "prompt_ids", low, "is no token id")
+        check(high < vocab_size, "prompt_ids", high, f"exceeds the model's vocabulary of {vocab_size}")
+        return cls(ids, torch.Generator().manual_seed(seed))
+
+    @property
+    def window(self) -> list[int]:
+        """What the model still sees, the newest token included."""
+        return self.ids[self.first :]
+
+    def fit(self, limit: int) -> None:
+        """Forget the oldest tokens when the window exceeds `limit`."""
+        if len(self.ids) - self.first > limit:
+            self.first = len(self.ids) - max(limit // 2, 1)
+
+    def draw(self, logits_V: Tensor, sampling: SamplingConfig, stop_ids: Sequence[int]) -> int | None:
+        if not self.alive:
+            return None
+        seen = torch.tensor(self.ids) if sampling.repetition_penalty != 1.0 else None
+        token = sample(logits_V, sampling, self.generator, seen)
+        if token in stop_ids:
+            self.alive = False
+            return None
+        self.ids.append(token)
+        return token
+
+
+@dataclass
+class _Batch:
+    """The texts' place in the model: a cache, made anew when its positions run out."""
+
+    model: Decoder
+    rows: list[_Row]
+    chunk: int
+    prefix: PrefixCache | None
+    cache: KVCache | None = None
+    size: int = 0
+    """Positions that the cache has room for."""
+
+    @torch.no_grad()
+    def next_logits(self, left: int) -> Tensor:
+        """[B, V], after the newest token of every text; `left` tokens are still to come."""
+        if self.cache is None or self.cache.length == self.size:
+            return self._read_windows(left)
+        fed = [[row.ids[-1]] for row in self.rows]
+        return self._feed(torch.tensor(fed), self.cache)
+
+    def _read_windows(self, left: int) -> Tensor:
+        limit = self.model.config.max_seq_len
+        for row in self.rows:
+            row.fit(limit)
+        # Of a text that has ended, one token stands for the row.
+        windows = [row.window if row.alive else row.ids[-1:] for row in self.rows]
+        longest = max(map(len, windows))
+        self.size = min(limit, longest + left)
+        if self.prefix is not None:
+            prefill = self.prefix.read(windows[0], self.size, self.chunk)
+            self.cache = prefill.cache
+            return prefill.logits_V[None]
+        padding_B = torch.tensor([longest - len(window) for window in windows])
+        fed_BL = torch.tensor([[0] * (longest - len(window)) + window for window in windows])
+        place = next(self.model.parameters())
+        self.cache = KVCache(
+            self.model.config, len(windows), self.size, dtype=place.dtype, device=place.device,
+            left_padding_B=padding_B.to(place.device) if int(padding_B.max()) > 0 else None,
+        )  # fmt: skip
+        pieces = [self._feed(piece_BL, self.cache) for piece_BL in fed_BL.split(self.chunk, dim=1)]
+        return pieces[-1]
+
+    def _feed(self, tokens_BL: Tensor, cache: KVCache) -> Tensor:
+        device = next(self.model.parameters()).device
+        valid_BL = None
+        if not all(row.alive for row in self.rows):
+            alive = torch.tensor([row.alive for row in self.rows], device=device)
+            valid_BL = alive[:, None].expand(tokens_BL.shape)
+        output = self.model(tokens_BL.to(device), cache=cache, valid_BL=valid_BL, last_only=True)
+        return output.logits_BLV[:, -1]

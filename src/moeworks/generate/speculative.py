@@ -55,18 +55,23 @@ def generate_ahead(
     max_new_tokens: int,
     *,
     stop_id: int | None = None,
+    stop_ids: Sequence[int] = (),
     acceptance: Acceptance | None = None,
+    prefill_chunk: int = 2048,
 ) -> Iterator[int]:
-    """Yield the tokens that greedy decoding yields, up to `max_new_tokens` or until `stop_id`.
+    """Yield the tokens that greedy decoding yields, up to `max_new_tokens` or until a stop.
 
-    `acceptance`, if given, counts the drafts. Raises ConfigError for a model without MTP layers, one whose
-    caches cannot forget a position (windows, recurrences), and a text longer than max_seq_len.
+    `stop_id` and `stop_ids` end the text and are not yielded; the prompt is read in pieces of `prefill_chunk`
+    tokens; `acceptance`, if given, counts the drafts. Raises ConfigError for a model without MTP layers, one
+    whose caches cannot forget a position (windows, recurrences), and a text longer than max_seq_len.
     """
     acceptance = acceptance if acceptance is not None else Acceptance()
+    stops = stop_ids if stop_id is None else (*stop_ids, stop_id)
     config, place = model.config, next(model.parameters())
     check(config.num_mtp_layers > 0, "model.num_mtp_layers", 0, "there is no layer to draft with")
     longest = len(prompt_ids) + max_new_tokens + 1
     check(longest <= config.max_seq_len, "positions", longest, f"exceed max_seq_len = {config.max_seq_len}")
+    check(len(prompt_ids) > 0, "prompt_ids", prompt_ids, "there must be a token to start from")
     cache, own = (KVCache(config, 1, longest, dtype=place.dtype, device=place.device) for _ in range(2))
     check(cache.forgets, "model.attention", config.attention, "its cache cannot forget a draft")
     drafter = _Drafter(model, own)
@@ -74,19 +79,19 @@ def generate_ahead(
     def row(*ids: int) -> Tensor:
         return torch.tensor([ids], device=place.device)
 
-    output = model(row(*prompt_ids), cache=cache)
-    hidden, chosen = output.hidden_BLD, [int(output.logits_BLV[0, -1].argmax())]
+    pieces = row(*prompt_ids).split(prefill_chunk, dim=1)
+    hidden = torch.cat([model(piece_BL, cache=cache).hidden_BLD for piece_BL in pieces], dim=1)
+    chosen = [int(model.logits(hidden[:, -1:]).argmax())]
     follow = row(*prompt_ids[1:], *chosen)
     left = max_new_tokens
     while left:
         for token in chosen[:left]:
-            if token == stop_id:
+            if token in stops:
                 return
             left -= 1
             yield token
         if not left:
             return
-        assert hidden is not None
         draft = drafter.draft(hidden, follow)
         output = model(row(chosen[-1], draft), cache=cache)
         first, second = output.logits_BLV[0].argmax(dim=-1).tolist()
@@ -96,5 +101,5 @@ def generate_ahead(
             chosen, hidden = [first, second], output.hidden_BLD
         else:
             cache.forget(1)
-            chosen, hidden = [first], None if output.hidden_BLD is None else output.hidden_BLD[:, :1]
+            chosen, hidden = [first], output.hidden_BLD[:, :1]
         follow = row(*chosen)

@@ -43,6 +43,10 @@ class LayerKVCache:
         self.length = end
         return self._k[:, :, :end], self._v[:, :, :end]
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Views of keys and values of the positions so far."""
+        return self._k[:, :, : self.length], self._v[:, :, : self.length]
+
     def values(self) -> int:
         """Numbers held for the positions so far."""
         return 2 * self._k[:, :, : self.length].numel()
@@ -75,6 +79,10 @@ class BoundedKVCache:
         self._k, self._v = (t if start == 0 else t[:, :, start:].clone() for t in (k, v))
         return k, v
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Keys and values from slot first_key on; appending replaces them, and never writes into them."""
+        return self._k, self._v
+
     def values(self) -> int:
         """Numbers held."""
         return 2 * self._k.numel()
@@ -100,6 +108,10 @@ class LatentKVCache:
             held[:, self.length : end] = rows
         self.length = end
         return tuple(held[:, :end] for held in self._rows)
+
+    def held(self) -> tuple[Tensor, ...]:
+        """Views of the rows so far."""
+        return tuple(held[:, : self.length] for held in self._rows)
 
     def values(self) -> int:
         """Numbers held for the positions so far."""
@@ -167,6 +179,26 @@ class KVCache:
         check(0 <= positions <= self.length, "cache.forget", positions, f"only {self.length} are held")
         for layer in self.layers:
             layer.length -= positions  # pyrefly: ignore[read-only]
+
+    def start_from(self, other: "KVCache", positions: int) -> None:
+        """Take over the first `positions` of another cache of the same model and rows; this one is empty.
+
+        Raises ConfigError where `other` does not hold them: windows and recurrences hold no others than all.
+        """
+        whole = positions == other.length
+        check(whole or other.forgets, "cache.start_from", positions, "windows and recurrences hold the end")
+        check(0 <= positions <= other.length, "cache.start_from", positions, f"only {other.length} are held")
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if isinstance(mine, StateCache) and isinstance(theirs, StateCache):
+                mine.conv, mine.state = theirs.conv, theirs.state
+            elif isinstance(mine, LatentKVCache) and isinstance(theirs, LatentKVCache):
+                mine.append(*(rows[:, :positions] for rows in theirs.held()))
+            elif not isinstance(mine, (StateCache, LatentKVCache)):
+                assert isinstance(theirs, (LayerKVCache, BoundedKVCache))
+                # Of a window, what is held is at the end.
+                k_BGSP, v_BGSP = (t[:, :, : positions - theirs.first_key] for t in theirs.held())
+                mine.append(k_BGSP, v_BGSP)
+            mine.length = positions  # pyrefly: ignore[read-only]
 
     def values(self) -> int:
         """Numbers held in all layers."""

@@ -1,0 +1,97 @@
+"""How probable given tokens are: rows of tokens, of which the last ones are to be predicted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeworks.errors import check
+from moeworks.models.decoder import Decoder
+
+_AT_ONCE = 256  # predictions whose logits are made together: those of a whole row may take gigabytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens, the last `predicted` of which are scored, each after those before it."""
+
+    ids: Sequence[int]
+    predicted: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one row."""
+
+    nats: float
+    """Summed cross-entropy of the predicted tokens."""
+    greedy: bool
+    """Each predicted token is the most probable one at its place."""
+
+
+def windows(ids: Sequence[int], prefix: int, context: int, stride: int) -> Iterator[Row]:
+    """Rows that together predict each token of `ids` once, but for the first `prefix` of them.
+
+    A row has at most `context` + 1 tokens, so that the model reads `context` of them. Each starts `stride`
+    tokens after the one before; where the context is longer, the tokens in between are seen again.
+
+    Raises ConfigError for a stride that is not between 1 and the context.
+    """
+    check(1 <= stride <= context, "stride", stride, f"must lie between 1 and the context, {context}")
+    done = prefix
+    for start in count(0, stride):
+        end = min(start + context + 1, len(ids))
+        if end > done:
+            yield Row(ids[start:end], end - done)
+            done = end
+        if end == len(ids):
+            return
+
+
+def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) -> Iterator[tuple[int, Score]]:
+    """Yield the index of a row and its score, longest rows first, batches of about `batch_tokens` at once.
+
+    Raises ConfigError for a row without a token before those to predict, or longer than the context.
+    """
+    limit = model.config.max_seq_len
+    for row in rows:
+        check(0 <= row.predicted < len(row.ids), "predicted", row.predicted, f"of {len(row.ids)} tokens")
+        check(len(row.ids) <= limit + 1, "tokens", len(row.ids), f"exceed the model's context of {limit}")
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
+    while order:
+        width = max(len(rows[order[0]].ids) - 1, 1)
+        size = max(batch_tokens // width, 1)
+        chosen, order = order[:size], order[size:]
+        yield from zip(chosen, _score_batch(model, [rows[index] for index in chosen], width), strict=True)
+
+
+@torch.no_grad()
+def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]:
+    device = next(model.parameters()).device
+    tokens_BL = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets_BL = torch.zeros_like(tokens_BL)
+    valid_BL, wanted_BL = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(2))
+    for number, row in enumerate(rows):
+        ids, length = torch.tensor(row.ids, dtype=torch.int64), len(row.ids) - 1
+        tokens_BL[number, :length], targets_BL[number, :length] = ids[:-1], ids[1:]
+        valid_BL[number, :length] = True
+        wanted_BL[number, length - row.predicted : length] = True
+    valid = None if bool(valid_BL.all()) else valid_BL.to(device)
+    hidden_BLD = model(tokens_BL.to(device), valid_BL=valid).hidden_BLD
+    return [
+        _score(model, hidden_LD[wanted_L.to(device)], targets_L[wanted_L].to(device))
+        for hidden_LD, targets_L, wanted_L in zip(hidden_BLD, targets_BL, wanted_BL, strict=True)
+    ]
+
+
+def _score(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Score:
+    nats, greedy = 0.0, True
+    for states, targets in zip(hidden_ND.split(_AT_ONCE), targets_N.split(_AT_ONCE), strict=True):
+        logits = model.logits(states)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        nats += float(F.cross_entropy(logits, targets, reduction="none").double().sum())
+        greedy = greedy and bool((logits.argmax(dim=-1) == targets).all())
+    return Score(nats, greedy)

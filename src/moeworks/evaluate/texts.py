@@ -1,0 +1,122 @@
+"""Bits per byte and perplexity of a model on documents, per domain."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from moeworks.data.documents import Document
+from moeworks.data.model_tokenizer import ModelTokenizer
+from moeworks.evaluate.scoring import Row, score_rows, windows
+from moeworks.models.decoder import Decoder
+
+_AT_ONCE = 64  # documents whose rows are batched together
+
+
+@dataclass
+class Totals:
+    """Sums over documents."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    """Predicted tokens."""
+    bytes: int = 0
+    """UTF-8 bytes of the documents."""
+    documents: int = 0
+
+    def add(self, other: "Totals") -> None:
+        """Add those of another set."""
+        self.nats += other.nats
+        self.tokens += other.tokens
+        self.bytes += other.bytes
+        self.documents += other.documents
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total nats / ln 2 / total bytes: comparable between tokenizers."""
+        return self.nats / math.log(2) / max(self.bytes, 1)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / max(self.tokens, 1)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): per token, so not comparable between tokenizers."""
+        return math.exp(min(self.loss, 700.0))
+
+    def record(self) -> dict[str, Any]:
+        """The figures by name."""
+        return {
+            "bits_per_byte": self.bits_per_byte,
+            "perplexity": self.perplexity,
+            "loss": self.loss,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+        }
+
+
+def evaluate_texts(
+    model: Decoder,
+    tokenizer: ModelTokenizer,
+    documents: Iterable[Document],
+    *,
+    context: int,
+    stride: int,
+    batch_tokens: int = 8192,
+    max_bytes: int | None = None,
+    progress: Callable[[int], None] = lambda size: None,
+) -> dict[str, Totals]:
+    """Totals by domain, sorted by name.
+
+    Every token of a document is predicted once, the first one after the tokenizer's start tokens (or what
+    ends texts, where it has none). A model whose tokenizer has neither does not predict the first token.
+
+    Args:
+        context: tokens that the model reads at once.
+        stride: between two windows of a long document; `context` lets each start without knowing the one
+            before, less lets tokens see at least context - stride tokens before them.
+        batch_tokens: about so many tokens are read together.
+        max_bytes: documents are taken up to about so many bytes, in each domain.
+        progress: is told the bytes of what is done.
+    """
+    domains: dict[str, Totals] = {}
+    chosen = iter(_up_to(documents, max_bytes))
+    while block := list(islice(chosen, _AT_ONCE)):
+        rows: list[Row] = []
+        owners: list[str] = []
+        for document in block:
+            ids = tokenizer.encode(document.text)
+            start = tokenizer.prefix_ids
+            before = len(start) if start else 1
+            own = list(windows([*start, *ids], before, context, stride))
+            rows += own
+            owners += [document.domain] * len(own)
+            size = len(document.text.encode())
+            domain = domains.setdefault(document.domain, Totals())
+            domain.add(Totals(0.0, sum(row.predicted for row in own), size, 1))
+        for index, score in score_rows(model, rows, batch_tokens):
+            domains[owners[index]].nats += score.nats
+        progress(sum(len(document.text.encode()) for document in block))
+    return dict(sorted(domains.items()))
+
+
+def total(domains: dict[str, Totals]) -> Totals:
+    """Of all domains together."""
+    everything = Totals()
+    for totals in domains.values():
+        everything.add(totals)
+    return everything
+
+
+def _up_to(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+    taken: dict[str, int] = {}
+    for document in documents:
+        size = len(document.text.encode())
+        held = taken.get(document.domain, 0)
+        if max_bytes is None or held == 0 or held + size <= max_bytes:
+            taken[document.domain] = held + size
+            yield document

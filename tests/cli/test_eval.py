@@ -1,0 +1,80 @@
+"""`moeworks eval` on a published folder and on a run."""
+
+import json
+
+import pytest
+from tiny_tokenizers import VOCAB, write_folder
+
+from moeworks import load
+from moeworks.cli.main import main
+from moeworks.config import CorpusConfig
+from moeworks.data.corpus import iter_documents
+from moeworks.data.model_tokenizer import tokenizer_of
+from moeworks.evaluate.texts import evaluate_texts, total
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval") / "m"
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, text in (("fr", "été à Paris\n" * 8), ("en", "a summer\n" * 12)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "text.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "data" / "en" / "noise.txt").write_bytes(b"\0\1")
+    return tmp_path / "data"
+
+
+def written(capsys, *argv) -> str:
+    assert main(["eval", *map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *argv) -> str:
+    assert main(["eval", *map(str, argv)]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_figures_are_the_librarys(model, data, capsys):
+    got = json.loads(written(capsys, model, "--data", data, "--json"))
+    documents = iter_documents((str(data),), CorpusConfig())
+    want = evaluate_texts(load(model), tokenizer_of(model, VOCAB), documents, context=64, stride=64)
+    assert got["domains"]["fr"] == pytest.approx(want["fr"].record())
+    assert got["bits_per_byte"] == pytest.approx(total(want).bits_per_byte)
+    assert (got["context"], got["stride"], got["documents"]) == (64, 64, 2)
+
+
+def test_a_table_with_a_row_per_domain(model, data, capsys):
+    lines = written(capsys, model, "--data", data).splitlines()
+    assert [line.split()[0] for line in lines] == ["domain", "en", "fr", "all"]
+    assert "bits per byte" in lines[0]
+
+
+def test_options(model, data, capsys):
+    cut = json.loads(written(capsys, model, "--data", data, "--json", "--context", "16", "--stride", "4"))
+    assert (cut["context"], cut["stride"]) == (16, 4)
+    half = json.loads(written(capsys, model, "--data", data, "--json", "--dtype", "bfloat16"))
+    assert half["bits_per_byte"] == pytest.approx(cut["bits_per_byte"], rel=0.3)
+
+
+def test_a_run(finished, data, capsys):
+    got = json.loads(written(capsys, finished, "--data", data, "--json"))
+    assert 0 < got["bits_per_byte"] < 20
+
+
+def test_bad_input(model, data, tmp_path, capsys):
+    assert "name texts, or tasks" in refused(capsys, model)
+    long = refused(capsys, model, "--data", data, "--context", "65")
+    assert "context = 65: exceeds the model's, 64" in long
+    assert "stride = 99: exceeds the context, 64" in refused(capsys, model, "--data", data, "--stride", "99")
+    assert "max_bytes = 0: must be at least 1" in refused(capsys, model, "--data", data, "--max-bytes", "0")
+    assert "no such file" in refused(capsys, model, "--data", tmp_path / "gone")
+    assert "neither a run" in refused(capsys, tmp_path / "gone", "--data", data)
+    (tmp_path / "m").mkdir()
+    write_folder(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    assert "tokenizer.json: missing" in refused(capsys, tmp_path / "m", "--data", data)

@@ -1,0 +1,90 @@
+"""Text to text: stops, pieces, batches, drafts."""
+
+import pytest
+import torch
+from random_layers import randomise_
+from tiny_published import DEEPSEEK
+from tiny_tokenizers import BOS, VOCAB, byte_backend, write_folder
+
+from moeworks import Decoder, load
+from moeworks.config.generate import GenerationConfig, SamplingConfig
+from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
+from moeworks.errors import ConfigError
+from moeworks.families import from_hf
+from moeworks.generate.complete import Completion, complete, stream
+from moeworks.generate.loop import generate
+from moeworks.generate.speculative import Acceptance
+
+GREEDY = SamplingConfig(temperature=0)
+WARM = SamplingConfig(temperature=1.5)
+PROMPTS = [[BOS, *text] for text in (b"abc", b"de f", b"", b"\xc3\xa9 and so on")]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("complete") / "m"
+    write_folder(folder)
+    return load(folder).double(), tokenizer_of(folder, VOCAB)
+
+
+def whole(parts, prompt, config, seed=0) -> Completion:
+    found = []
+    pieces = list(stream(*parts, prompt, config, seed=seed, done=found.append))
+    assert "".join(pieces) == found[0].text
+    return found[0]
+
+
+def test_the_text_is_that_of_the_tokens(parts):
+    model, tokenizer = parts
+    config = GenerationConfig(max_new_tokens=30, sampling=WARM)
+    ids = list(generate(model, PROMPTS[0], 30, sampling=WARM, seed=3, stop_ids=tokenizer.stop_ids))
+    found = whole(parts, PROMPTS[0], config, seed=3)
+    assert (found.text, list(found.ids), found.prompt_tokens) == (tokenizer.decode(ids), ids, 4)
+    assert found.reason == ("length" if len(ids) == 30 else "stop")
+
+
+def test_a_batch_is_its_texts(parts):
+    plain = GenerationConfig(max_new_tokens=20, sampling=WARM)
+    alone = [whole(parts, p, plain, seed=i) for i, p in enumerate(PROMPTS)]
+    stop = next(c.text[2] for c in alone if len(c.text) > 3)
+    for config in (plain, GenerationConfig(max_new_tokens=20, sampling=WARM, stop=(stop,))):
+        want = [whole(parts, p, config, seed=i) for i, p in enumerate(PROMPTS)]
+        assert complete(*parts, PROMPTS, config) == want
+        assert complete(*parts, PROMPTS[::-1], config, seeds=[3, 2, 1, 0]) == want[::-1]
+    assert all(stop not in completion.text for completion in want)
+    assert complete(*parts, [], plain) == []
+
+
+def test_a_stop_string_ends_the_text_before_it(parts):
+    free = whole(parts, PROMPTS[1], GenerationConfig(max_new_tokens=25, sampling=WARM), seed=1)
+    stop = free.text[3:5]
+    found = whole(parts, PROMPTS[1], GenerationConfig(max_new_tokens=25, sampling=WARM, stop=(stop,)), seed=1)
+    assert found.text == free.text[: free.text.index(stop)] and found.reason == "stop"
+    assert len(found.ids) <= len(free.ids)
+
+
+def test_no_token_at_all(parts):
+    found = whole(parts, PROMPTS[0], GenerationConfig(max_new_tokens=0))
+    assert (found.text, found.ids) == ("", ())
+
+
+def test_drafts_write_the_same_text():
+    torch.manual_seed(0)
+    config = from_hf(DEEPSEEK | dict(vocab_size=VOCAB, max_position_embeddings=64))
+    model = randomise_(Decoder(config).double(), std=0.3).eval()
+    tokenizer = ModelTokenizer(byte_backend(), (BOS,))
+    config = GenerationConfig(max_new_tokens=30, sampling=GREEDY, prefill_chunk=2)
+    acceptance = Acceptance()
+    drafted = "".join(stream(model, tokenizer, PROMPTS[0], config, acceptance=acceptance))
+    assert drafted == "".join(stream(model, tokenizer, PROMPTS[0], config))
+    assert acceptance.drafted > 0
+    with pytest.raises(ConfigError, match="drafts need temperature 0"):
+        list(stream(model, tokenizer, PROMPTS[0], GenerationConfig(), acceptance=acceptance))
+
+
+def test_a_prompt_longer_than_the_context(parts):
+    config = GenerationConfig(max_new_tokens=3)
+    with pytest.raises(ConfigError, match="prompt = 65: tokens exceed the model's context of 64"):
+        list(stream(*parts, [BOS] * 65, config))
+    with pytest.raises(ConfigError, match="prompt = 65"):
+        complete(*parts, [[BOS], [BOS] * 65], config)
