@@ -203,7 +203,7 @@ class BackwardQueue {
     // `sum` is null when nobody wants the gradient of the input.
     BackwardQueue(const Layer &layer, const void *grad_y, float *sum, int threads)
         : layer_(layer), backward_(layer, grad_y), sum_(layer, sum, threads), adds_(sum != nullptr),
-          pending_(layer.spans.size()), grads_(layer.experts.size()) {
+          pending_(layer.spans.size()), grads_(layer.experts.size()), max_open_(threads + 1) {
         for (size_t i = 0; i < layer.spans.size(); ++i) {
             const Span &span = layer.spans[i];
             pending_[i].blocks = span.blocks;
@@ -236,10 +236,17 @@ class BackwardQueue {
   private:
     bool blocks_left() const { return next_ < layer_.blocks.size(); }
 
+    // Whether the next block can be taken now. A span that is not begun waits when enough others hold buffers:
+    // threads that have nothing else are few, and memory is bounded.
+    bool may_take_block() const {
+        if (adds_ && !sum_->has_buffer()) return false;
+        return pending_[layer_.blocks[next_].span].grad_hidden.get() != nullptr || open_ < max_open_;
+    }
+
     // False when there is nothing left and nothing to come.
     bool wait_for_work(std::unique_lock<std::mutex> &lock) {
         changed_.wait(lock, [this] {
-            return failed_ || !tasks_.empty() || (blocks_left() ? !adds_ || sum_->has_buffer() : running_ == 0);
+            return failed_ || !tasks_.empty() || (blocks_left() ? may_take_block() : running_ == 0);
         });
         return !failed_ && (!tasks_.empty() || blocks_left());
     }
@@ -255,6 +262,7 @@ class BackwardQueue {
             const int64_t rows = layer_.spans[block.span].rows;
             pending.grad_hidden = Buffer<float>(rows * e.hidden_width);
             pending.act = Buffer<float>(rows * e.width);
+            ++open_;
         }
         lock.unlock();
         backward_.block(block, pending, out, scratch);
@@ -305,6 +313,10 @@ class BackwardQueue {
 
     // The span's gradients are in: its buffers are free, and the expert's next span may follow.
     void close(int number) {
+        if (pending_[number].grad_hidden.get() != nullptr) {
+            --open_;
+            changed_.notify_all();
+        }
         pending_[number] = Pending();
         ExpertGrads &grads = grads_[layer_.spans[number].expert];
         if (--grads.open_spans == 0) {
@@ -323,11 +335,12 @@ class BackwardQueue {
     std::mutex mutex_;
     std::condition_variable changed_;
     size_t next_ = 0;
-    int running_ = 0;
+    int running_ = 0, open_ = 0;
     bool failed_ = false;
     std::vector<Pending> pending_;
     std::vector<ExpertGrads> grads_;
     std::deque<GradTask> tasks_;
+    const int max_open_;  // spans that hold buffers
 };
 
 void scatter_weight_gradients(const Layer &layer, const mw_experts &a, const mw_experts_grad &grad,

@@ -83,6 +83,11 @@ void add_experts(Layer &layer, const mw_experts &a, const mw_experts_grad *grad)
 
 int64_t parts_of(int64_t rows, int64_t limit) { return (rows + limit - 1) / limit; }
 
+int64_t span_rows(const Expert &e) {
+    const int64_t row_bytes = int64_t{4} * (e.hidden_width + e.width);
+    return std::clamp<int64_t>(kSpanBytes / row_bytes, kDepth, kSpanRows);
+}
+
 // Fewer, larger blocks pack each weight less often; more, smaller ones share the work among the threads. What a
 // row computes does not depend on its block, and spans do not depend on the number of threads.
 void cut_rows(Layer &layer, int threads) {
@@ -90,7 +95,8 @@ void cut_rows(Layer &layer, int threads) {
     for (const Expert &e : layer.experts) whole += parts_of(e.rows, kBlockRows);
     const int64_t limit = whole >= int64_t{threads} * kBlocksPerThread ? kBlockRows : kBlockRows / 2;
     for (size_t i = 0; i < layer.experts.size(); ++i) {
-        const int64_t rows = layer.experts[i].rows, spans = std::max<int64_t>(parts_of(rows, kSpanRows), 1);
+        const int64_t rows = layer.experts[i].rows;
+        const int64_t spans = std::max<int64_t>(parts_of(rows, span_rows(layer.experts[i])), 1);
         for (int64_t s = 0; s < spans; ++s) {
             const int64_t first = rows * s / spans, size = rows * (s + 1) / spans - first;
             const int64_t blocks = parts_of(size, limit);
@@ -120,7 +126,7 @@ std::vector<OrderedSum::Part> parts(const Layer &layer) {
     return all;
 }
 
-constexpr int kBuffersPerThread = 4;
+constexpr int kBuffersPerThread = 3;
 
 int64_t buffer_count(const Layer &layer, int threads) {
     return std::min<int64_t>(int64_t{threads} * kBuffersPerThread, layer.blocks.size() + 1);

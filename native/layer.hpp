@@ -14,7 +14,8 @@ namespace mw {
 
 constexpr int kBlockRows = 378;       // rows of a block, a multiple of the tiles' rows
 constexpr int kBlocksPerThread = 16;  // enough to share the work evenly; with fewer, blocks have half the rows
-constexpr int kSpanRows = 768;        // rows of an expert that go into its weight gradients at a time
+constexpr int kSpanRows = 768;        // most rows of an expert that go into its weight gradients at a time
+constexpr int kSpanBytes = 8 << 20;   // and about the most memory that these rows' intermediates take
 constexpr int kGradRows = 378;        // rows of a weight gradient that one task computes
 
 inline int64_t element_size(int type) { return type == kFloat32 ? 4 : 2; }
@@ -119,6 +120,7 @@ class BlockSum {
     BlockSum(const Layer &layer, float *sum, int threads);
     OrderedSum &operator*() { return sum_; }
     OrderedSum *operator->() { return &sum_; }
+    const OrderedSum *operator->() const { return &sum_; }
 
   private:
     Buffer<float> memory_;

@@ -26,7 +26,7 @@
 namespace mw {
 namespace {
 
-constexpr size_t kLine = 64, kPage = 4096, kHugePage = size_t{2} << 20, kSlackBytes = size_t{16} << 20;
+constexpr size_t kLine = 64, kPage = 4096, kHugePage = size_t{2} << 20, kSlackBytes = size_t{8} << 20;
 
 size_t rounded(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
@@ -54,8 +54,8 @@ void close(void *, size_t) {}
 void open(void *, size_t, size_t) {}
 #endif
 
-// What was used and is free now, least recently released first. Used and unused together stay near the most that
-// was ever used at one time, so that caching hardly raises the peak.
+// What was used and is free now. Used and unused together stay near the most that was ever used at one time, so
+// that caching hardly raises the peak.
 class Cache {
   public:
     void *allocate(size_t bytes) {
@@ -124,17 +124,19 @@ class Cache {
     // What may stay cached beside `size` more in use. The slack is for small buffers that are not in use at the
     // peak: without it they would drive out the large ones.
     size_t room_for(size_t size) const {
-        const size_t limit = peak_ + peak_ / 8 + kSlackBytes, needed = used_ + size;
+        const size_t limit = peak_ + kSlackBytes, needed = used_ + size;
         return limit > needed ? limit - needed : 0;
     }
 
+    // The smallest go first: what a block costs when it is needed again is clearing it.
     void shrink(size_t limit) {
         while (cached_ > limit) {
-            const Block oldest = unused_.front();
-            cached_ -= oldest.size;
-            open(oldest.data, oldest.size, oldest.size);
-            std::free(oldest.data);
-            unused_.pop_front();
+            auto smallest = std::min_element(unused_.begin(), unused_.end(),
+                                             [](const Block &a, const Block &b) { return a.size < b.size; });
+            cached_ -= smallest->size;
+            open(smallest->data, smallest->size, smallest->size);
+            std::free(smallest->data);
+            unused_.erase(smallest);
         }
     }
 
