@@ -72,7 +72,7 @@ def test_processes_of_their_own_give_the_same_results(tmp_path: Path) -> None:
     apart = call(tmp_path, *words, "--mode", "apart")["operations"][0]
     assert apart["mode"] == "apart"
     arms = apart["cases"][0]["arms"]
-    assert [arm["name"] for arm in arms] == ["moeworks sorted", "dense SwiGLU"]
+    assert [arm["name"] for arm in arms] == ["moeworks sorted", "moeworks sorted, recompute", "dense SwiGLU"]
     assert arms[0]["fingerprint"] == pytest.approx(together[0]["fingerprint"], rel=1e-5)
     assert len(arms[0]["samples"]) == 1
 
