@@ -73,7 +73,7 @@ def byte_level_bpe(pieces: Sequence[str], merges: Sequence[str], cut: str) -> to
     try:
         vocab = {piece: number for number, piece in enumerate(pieces)}
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    except Exception as error:
+    except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"tokenizer.ggml.merges: they do not fit the tokens: {error}") from error
     normalizer, steps, regex = _CUTS[cut]
     if normalizer is not None:
