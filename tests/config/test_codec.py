@@ -96,7 +96,7 @@ def test_the_flat_moe_config_survives():
 
 def test_tuples_become_lists_and_back():
     pattern = LayerPatternConfig(explicit=(1, 3))
-    assert to_dict(pattern) == {"first_dense": 0, "every": 1, "explicit": [1, 3]}
+    assert to_dict(pattern) == {"first_dense": 0, "every": 1, "explicit": [1, 3], "shortcut": False}
     assert from_dict(LayerPatternConfig, {"explicit": [1, 3]}).explicit == (1, 3)
 
 

@@ -42,7 +42,11 @@ def in_the_new_spelling(config: dict) -> dict:
     return {**new, "rope_parameters": rope, "dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in ("dbrx", "minimax-m2")])
+OTHER_SPELLINGS = ("dbrx", "minimax-m2", "mellum2-12b-a2.5b", "mimo-v2-flash")
+"""Those whose rotation stands elsewhere in either spelling, or differs between layers."""
+
+
+@pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in OTHER_SPELLINGS])
 def test_both_spellings_are_one_model(name):
     old = {**BY_PRESET[name].to_hf(published(name)), "torch_dtype": "bfloat16"}
     new = in_the_new_spelling(old)
@@ -114,6 +118,18 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("ernie-4.5-21b-a3b", {"use_bias": True}, "use_bias = True"),
         ("minimax-m2", {"attn_type_list": [0, 1]}, "attn_type_list"),
         ("phi-3.5-moe", {"num_experts_per_tok": 4}, "sparsemixer"),
+        ("k-exaone-236b-a23b", {"sliding_window_pattern": "LLX"}, "letters L and G"),
+        ("k-exaone-236b-a23b", {"sliding_window_pattern": "GL"}, "leaves the last layer open"),
+        ("k-exaone-236b-a23b", {"mlp_layer_types": ["sparse"]}, "must name each of the 48 layers"),
+        ("k-exaone-236b-a23b", {"first_last_k_dense_replace": 2}, "first_last_k_dense_replace"),
+        ("hy3-preview", {"qk_norm": False}, "qk_norm = False"),
+        ("mimo-v2-flash", {"swa_head_dim": 128}, "swa_head_dim = 128: must be head_dim = 192"),
+        ("mimo-v2-flash", {"rope_parameters": {"other": {"rope_theta": 3.0}}}, "rope_parameters"),
+        ("mellum2-12b-a2.5b", {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters"),
+        ("mistral-small-4-119b", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "original: missing"),
+        ("longcat-flash", {"zero_expert_type": "drop"}, "zero_expert_type"),
+        ("longcat-flash", {"router_bias": True}, "router_bias = True"),
+        ("longcat-flash", {"q_lora_rank": None}, "q_lora_rank = None: must be int"),
     ],
 )  # fmt: skip
 def test_what_the_family_does_not_have_is_refused(name, change, message):
@@ -187,6 +203,55 @@ def test_published_lists_of_equal_numbers_are_one_number():
     assert from_hf(config | lists | {"moe_intermediate_size": [3072] * 32}) == published("hunyuan-a13b")
     with pytest.raises(ConfigError, match="must be the same in every layer"):
         from_hf(config | {"moe_topk": [8] * 31 + [4]})
+
+
+def test_mimo_in_the_spelling_of_transformers():
+    """Its window counts the query's own position, its rotations stand by kind of layer."""
+    kinds = ["sliding_attention" if i and (i + 1) % 6 else "full_attention" for i in range(48)]
+    turned = {"rope_type": "default", "partial_rotary_factor": 0.334}
+    hub = config_of("mimo-v2-flash")
+    hubs = (
+        "hybrid_", "moe_layer_freq", "rope_", "partial_rotary", "layernorm_", "add_swa", "swa_", "sliding_"
+    )  # fmt: skip
+    same = {key: value for key, value in hub.items() if not key.startswith(hubs)}
+    theirs = same | dict(
+        layer_types=kinds, mlp_layer_types=["dense"] + ["sparse"] * 47, sliding_window=129, rms_norm_eps=1e-5,
+        rope_parameters=dict(
+            full_attention={**turned, "rope_theta": 5e6}, sliding_attention={**turned, "rope_theta": 10_000.0}
+        ),
+    )  # fmt: skip
+    assert from_hf(theirs) == published("mimo-v2-flash")
+    # What neither spells out is what the published reader takes.
+    for key in ("layer_types", "mlp_layer_types", "rope_parameters"):
+        del theirs[key]
+    assert from_hf(theirs) == published("mimo-v2-flash")
+
+
+def test_exaones_older_spelling_of_its_layers():
+    hub = config_of("k-exaone-236b-a23b")
+    del hub["first_k_dense_replace"], hub["sliding_window_pattern"]
+    older = hub | dict(
+        is_moe_layer=[False] + [True] * 47, first_last_k_dense_replace=1,
+        layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 12, scoring_func="sigmoid",
+    )  # fmt: skip
+    assert from_hf(older) == published("k-exaone-236b-a23b")
+    full = published("k-exaone-236b-a23b").mixer_of_layers[3]
+    assert not full.rope.enabled and full.window is None
+
+
+def test_exaone_without_windows_has_positions_everywhere():
+    config = config_of("k-exaone-236b-a23b") | dict(sliding_window=None)
+    assert from_hf(config).attention.rope.enabled and not from_hf(config).mixers
+
+
+def test_longcats_layers_are_two_of_ours():
+    model = published("longcat-flash")
+    assert (model.num_layers, len(model.moe_layers), model.dense_blocks) == (56, 28, 56)
+    config = config_of("longcat-flash")
+    del config["num_layers"]
+    assert from_hf(config | {"num_hidden_layers": 56}) == model
+    with pytest.raises(ConfigError, match="num_layers: missing"):
+        from_hf(config)
 
 
 def test_what_old_versions_of_transformers_wrote_is_harmless():

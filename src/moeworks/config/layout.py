@@ -16,6 +16,9 @@ class LayerPatternConfig:
     """Of the rest every n-th is a MoE, counted so that the n-th is the first (Qwen's decoder_sparse_step)."""
     explicit: tuple[int, ...] | None = None
     """The MoE layers by index; overrides the two above. An empty list makes a dense model."""
+    shortcut: bool = False
+    """A MoE layer has its dense block too. The MoE reads what that reads, and its output joins the stream
+    after the next layer, so that experts may compute beside it (LongCat-Flash, section 2.2)."""
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the MoE layers of a model with `num_layers` layers, ascending."""

@@ -24,6 +24,8 @@ class GQAConfig:
     """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
     head_dim: int | None = None
     """Width of one head; None means d_model / num_heads."""
+    v_head_dim: int | None = None
+    """Width of a value; None means that of a query (MiMo-V2-Flash has narrower ones)."""
     qk_norm: bool = True
     """Normalise queries and keys."""
     qk_norm_kind: Literal["head", "flat", "l2"] = "head"
@@ -38,6 +40,8 @@ class GQAConfig:
     """Clamp queries, keys and values to this magnitude (OLMoE, DBRX)."""
     softmax_scale: float | None = None
     """Multiplies the scores; None means head_dim^-0.5."""
+    value_scale: float = 1.0
+    """Multiplies the values (MiMo-V2-Flash)."""
     score_softcap: float | None = None
     """Scores become cap * tanh(score / cap) (Grok-1)."""
     window: int | None = None
@@ -68,10 +72,12 @@ class GQAConfig:
         )
         _check_head_dim(self.head_dim)
         _check_theta(self.rope_theta)
+        scale = self.value_scale
+        check(0 < scale < math.inf, "attention.value_scale", scale, "must be positive and finite")
         for name in ("qkv_clip", "softmax_scale", "score_softcap"):
             value = getattr(self, name)
             check(value is None or value > 0, f"attention.{name}", value, "must be positive, or None")
-        for name in ("window", "chunk", "temperature_floor"):
+        for name in ("window", "chunk", "temperature_floor", "v_head_dim"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"attention.{name}", value, "must be at least 1, or None")
         check(
@@ -100,6 +106,8 @@ class IndexerConfig:
     """Keys that a query keeps."""
     rope_style: Literal["half", "interleaved"] = "half"
     """Pairs of the scorer's rotation, which may differ from the attention's own."""
+    shared: bool = False
+    """Have no scorer, and take the keys that the nearest earlier layer which has one chose (GLM-5.2)."""
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "top_k"):
@@ -128,10 +136,17 @@ class MLAConfig:
     """Epsilon of the latents' RMSNorms: published models use 1e-6 whatever their norm_eps."""
     bias: bool = False
     """Biases on the projections into the latents and on the output projection."""
+    scale_latents: bool = False
+    """Multiply queries by sqrt(d_model / q_lora_rank) and the latent of keys and values by
+    sqrt(d_model / kv_lora_rank), so that their variances are those without latents (LongCat-Flash)."""
     softmax_scale: float | None = None
     """Multiplies the scores; None means (nope_head_dim + rope_head_dim)^-0.5, times YaRN's mscale squared."""
     indexer: IndexerConfig | None = None
     """Sparse attention over the keys that a scorer chooses; None sees all of them."""
+    temperature_floor: int | None = None
+    """Mistral 4: queries grow with log(1 + floor(position / this))."""
+    temperature_scale: float = 0.1
+    """By how much they grow."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = field(default_factory=lambda: RopeConfig(style="interleaved"))
@@ -155,6 +170,16 @@ class MLAConfig:
             self.indexer,
             f"needs q_lora_rank, and heads at least as wide as rope_head_dim = {width}",
         )
+        check(
+            not self.scale_latents or self.q_lora_rank is not None,
+            "attention.scale_latents",
+            self.scale_latents,
+            "needs q_lora_rank",
+        )
+        floor = self.temperature_floor
+        check(
+            floor is None or floor >= 1, "attention.temperature_floor", floor, "must be at least 1, or None"
+        )
         _check_theta(self.rope_theta)
         check(self.latent_eps > 0, "attention.latent_eps", self.latent_eps, "must be positive")
 
@@ -162,6 +187,11 @@ class MLAConfig:
     def qk_head_dim(self) -> int:
         """Width of a query."""
         return self.nope_head_dim + self.rope_head_dim
+
+    @property
+    def own_indexer(self) -> IndexerConfig | None:
+        """The indexer if this layer has the weights of one."""
+        return None if self.indexer is None or self.indexer.shared else self.indexer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.layout import LayerPatternConfig, NormConfig
-from moeworks.config.mixers import GQAConfig, MixerConfig
+from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig
 from moeworks.errors import check
 
 Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2", "geglu_tanh", "clamped_swiglu"]
@@ -314,6 +314,21 @@ class ModelConfig:
         return (self.attention, *self.mixers)[choice]
 
     @property
+    def mtp_like(self) -> int:
+        """The layer that multi-token prediction layers are like: the last one that needs no earlier one."""
+
+        def shares(layer: int) -> bool:
+            mixer = self.mixer(layer)
+            return isinstance(mixer, MLAConfig) and mixer.indexer is not None and mixer.indexer.shared
+
+        return next(layer for layer in reversed(range(self.num_layers)) if not shares(layer))
+
+    @property
+    def dense_blocks(self) -> int:
+        """How many layers have a dense block."""
+        return self.num_layers - (0 if self.pattern.shortcut else len(self.moe_layers))
+
+    @property
     def mixer_of_layers(self) -> tuple[MixerConfig, ...]:
         """The mixer of each layer."""
         return tuple(self.mixer(layer) for layer in range(self.num_layers))
@@ -340,6 +355,23 @@ class ModelConfig:
             layers,
             f"names a layer outside 0 .. {self.num_layers - 1}",
         )
+        if self.pattern.shortcut:
+            self._check_shortcut()
+
+    def _check_shortcut(self) -> None:
+        last = self.num_layers - 1
+        check(
+            last not in self.moe_layers,
+            "model.pattern.shortcut",
+            True,
+            f"the MoE of layer {last}, the last one, would have no later layer to join the stream after",
+        )
+        check(
+            self.norm.placement == "pre",
+            "model.pattern.shortcut",
+            True,
+            f"needs norm.placement = 'pre', which is {self.norm.placement!r}",
+        )
 
     def _check_mixers(self) -> None:
         for mixer in (self.attention, *self.mixers):
@@ -358,6 +390,22 @@ class ModelConfig:
             chosen,
             f"names a mixer outside 0 .. {len(self.mixers)}",
         )
+        self._check_shared_indexers()
+
+    def _check_shared_indexers(self) -> None:
+        """A layer that shares an indexer's choice needs an earlier layer that makes it."""
+        own: int | None = None
+        for layer, mixer in enumerate(self.mixer_of_layers):
+            index = mixer.indexer if isinstance(mixer, MLAConfig) else None
+            if index is None:
+                continue
+            check(
+                not index.shared or own == index.top_k,
+                "attention.indexer.shared",
+                True,
+                f"layer {layer} needs an earlier layer with an indexer of its own and top_k = {index.top_k}",
+            )
+            own = own if index.shared else index.top_k
 
     def _check_gqa(self, mixer: GQAConfig) -> None:
         heads = mixer.num_heads
