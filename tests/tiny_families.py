@@ -50,7 +50,7 @@ def _sized(*groups: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     return sized
 
 
-def _longcat(*groups: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+def longcat(*groups: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """LongCat-Flash names its sizes otherwise; transformers takes the rotation's width from head_dim."""
     sized = _sized(
         *groups, num_layers=2, ffn_hidden_size=48, expert_ffn_hidden_size=20, moe_topk=3, head_dim=4,
@@ -187,6 +187,13 @@ TINY: dict[str, Tiny] = {
             MLA, GROUPED, rope_parameters=PLAIN, index_topk=9, index_head_dim=8, index_n_heads=24, head_dim=4,
         ),
     ),
+    "glm_moe_dsa_shared": Tiny(
+        "glm_moe_dsa",
+        _sized(
+            MLA, GROUPED, rope_parameters=PLAIN, index_topk=9, index_head_dim=8, index_n_heads=24, head_dim=4,
+            num_hidden_layers=5, indexer_types=["full", "shared", "full", "shared", "shared"],
+        ),
+    ),
     "flex_olmo": Tiny(
         "flex_olmo",
         _sized(intermediate_size=20, num_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),
@@ -299,7 +306,7 @@ TINY: dict[str, Tiny] = {
     ),
     "longcat_flash": Tiny(
         "longcat_flash",
-        _longcat(MLA, n_routed_experts=8, zero_expert_num=0, rope_parameters=PLAIN, attention_bias=True),
+        longcat(MLA, n_routed_experts=8, zero_expert_num=0, rope_parameters=PLAIN, attention_bias=True),
     ),
     "glm4_moe": Tiny(
         "glm4_moe",

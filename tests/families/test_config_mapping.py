@@ -107,7 +107,10 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("mixtral-8x7b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type = 'dynamic'"),
         ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "original_max_seq_len"),
         ("llama-3-8b", {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 3}}, "not parameters"),
-        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: goes not with .* = 16.0"),
+        ("glm-5", {"indexer_types": ["shared"] * 78}, "layer 0 needs an earlier layer with an indexer"),
+        ("glm-5", {"indexer_types": ["full"]}, "must name each of the 78 layers"),
+        ("glm-5", {"index_topk_pattern": "FX" * 39}, "must be 'full' or 'shared'"),
         ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
         ("deepseek-v3", {"n_group": 7}, "num_groups = 7: must divide"),
         ("gpt-oss-20b", {"swiglu_limit": 5.0}, "swiglu_limit = 5.0"),
@@ -242,6 +245,28 @@ def test_exaones_older_spelling_of_its_layers():
 def test_exaone_without_windows_has_positions_everywhere():
     config = config_of("k-exaone-236b-a23b") | dict(sliding_window=None)
     assert from_hf(config).attention.rope.enabled and not from_hf(config).mixers
+
+
+def test_glms_shared_indexers_in_three_spellings():
+    named = ["full"] * 3 + (["shared"] * 3 + ["full"]) * 18 + ["shared"] * 3
+    letters = "".join(name[0].upper() for name in named)
+    config = config_of("glm-5.2")
+    model = from_hf(config)
+    assert model.mtp_like == 74
+    for key in ("index_topk_freq", "index_skip_topk_offset"):
+        del config[key]
+    assert (
+        from_hf(config | {"indexer_types": named})
+        == from_hf(config | {"index_topk_pattern": letters})
+        == model
+    )
+
+
+def test_deepseek_v2_may_renormalise_where_readers_agree():
+    config = config_of("deepseek-v2-lite") | {"norm_topk_prob": True}
+    model = from_hf(config)
+    assert model.router.renormalize
+    assert family_named("deepseek_v2").to_hf(model)["norm_topk_prob"] is True
 
 
 def test_longcats_layers_are_two_of_ours():

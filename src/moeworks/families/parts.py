@@ -83,9 +83,9 @@ def gqa(model: ModelConfig, mixer: MixerConfig | None = None) -> GQAConfig:
     return mixer
 
 
-def mla(model: ModelConfig) -> MLAConfig:
-    """The model's `attention`, which must be latent attention."""
-    mixer = model.attention
+def mla(model: ModelConfig, mixer: MixerConfig | None = None) -> MLAConfig:
+    """`mixer`, or the model's `attention`, which must be latent attention."""
+    mixer = mixer or model.attention
     if not isinstance(mixer, MLAConfig):
         raise ConfigError(f"model.attention.kind = {mixer.kind!r}: this family has 'mla'")
     return mixer
