@@ -194,6 +194,18 @@ TINY: dict[str, Tiny] = {
             num_hidden_layers=5, indexer_types=["full", "shared", "full", "shared", "shared"],
         ),
     ),
+    "kimi_linear": Tiny(
+        "kimi_linear",
+        _sized(
+            MLA, moe_intermediate_size=20, intermediate_size=48, num_experts=8, num_experts_per_token=3,
+            num_expert_group=4, topk_group=2, num_shared_experts=2, routed_scaling_factor=1.7,
+            q_lora_rank=None, linear_head_dim=8, linear_num_heads=3, linear_conv_kernel_dim=3,
+            rms_norm_eps=1e-2,
+            layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            mlp_layer_types=["dense", "sparse", "sparse", "sparse"], model_max_length=256,
+        ),
+        length=70,
+    ),
     "flex_olmo": Tiny(
         "flex_olmo",
         _sized(intermediate_size=20, num_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),

@@ -53,6 +53,7 @@ def _shared_indexers(first: int, top_k: int = 4) -> ModelConfig:
         ),
         (lambda: IndexerConfig(top_k=0), "indexer.top_k = 0"),
         (lambda: GatedDeltaConfig(num_key_heads=3), "attention.num_value_heads = 4: must be a multiple"),
+        (lambda: GatedDeltaConfig(latent_rank=0), "attention.latent_rank = 0: must be at least 1"),
         (lambda: MixtureOfAttentionConfig(top_k=1), "attention.top_k = 1"),
         (lambda: RopeConfig(dim=3), "rope.dim = 3: must be even"),
         (lambda: RopeConfig(scaling="yarn"), "rope.original_max_seq_len = None: is needed by scaling"),

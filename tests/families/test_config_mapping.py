@@ -42,8 +42,8 @@ def in_the_new_spelling(config: dict) -> dict:
     return {**new, "rope_parameters": rope, "dtype": "bfloat16"}
 
 
-OTHER_SPELLINGS = ("dbrx", "minimax-m2", "mellum2-12b-a2.5b", "mimo-v2-flash")
-"""Those whose rotation stands elsewhere in either spelling, or differs between layers."""
+OTHER_SPELLINGS = ("dbrx", "minimax-m2", "mellum2-12b-a2.5b", "mimo-v2-flash", "kimi-linear-48b-a3b")
+"""Those whose rotation stands elsewhere in either spelling, differs between layers, or is none."""
 
 
 @pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in OTHER_SPELLINGS])
@@ -132,6 +132,13 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("mistral-small-4-119b", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "original: missing"),
         ("longcat-flash", {"zero_expert_type": "drop"}, "zero_expert_type"),
         ("longcat-flash", {"router_bias": True}, "router_bias = True"),
+        (
+            "kimi-linear-48b-a3b",
+            {"linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2]}},
+            "must name each of the 27 layers once",
+        ),
+        ("kimi-linear-48b-a3b", {"linear_attn_config": {"gate": 1}}, "linear_attn_config = {'gate': 1}"),
+        ("kimi-linear-48b-a3b", {"mla_use_nope": False}, "mla_use_nope = False"),
         ("longcat-flash", {"q_lora_rank": None}, "q_lora_rank = None: must be int"),
     ],
 )  # fmt: skip

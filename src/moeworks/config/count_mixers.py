@@ -111,12 +111,14 @@ def _mla(mixer: MLAConfig, d_model: int) -> MixerCount:
 
 def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> MixerCount:
     keys, values, heads = mixer.key_width, mixer.value_width, mixer.num_value_heads
-    channels = 2 * keys + values
+    channels, rank = 2 * keys + values, mixer.latent_rank
     state = heads * mixer.key_head_dim * mixer.value_head_dim
+    controls = values + mixer.num_decays
     return MixerCount(
-        # Queries, keys, values, the gate of the output; a decay and a step size per head; the output.
-        matrices=d_model * (channels + values + 2 * heads) + values * d_model,
-        others=channels * mixer.conv_kernel + 2 * heads,
+        # Queries, keys, values; the gate of the output and the decays; a step size per head; the output.
+        matrices=d_model * (channels + heads + values)
+        + (d_model * controls if rank is None else rank * (2 * d_model + controls)),
+        others=channels * mixer.conv_kernel + mixer.num_decays + heads,
         norms=mixer.value_head_dim,
         # What the state holds for the key, the update, what it holds for the query.
         per_token=3 * state,

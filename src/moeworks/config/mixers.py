@@ -210,12 +210,20 @@ class GatedDeltaConfig:
     """Width of a value: the columns of a state."""
     conv_kernel: int = 4
     """Positions that the causal convolution before the recurrence sees."""
+    decay: Literal["head", "channel"] = "head"
+    """One decay per value head, or one per row of its state (Kimi delta attention)."""
+    latent_rank: int | None = None
+    """Decays and the output's gate come from latents of this width; None: from the input itself."""
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    """Of the output's gate."""
     mask_documents: bool = True
     """In packed batches the state starts anew at a document boundary."""
 
     def __post_init__(self) -> None:
         for name in ("num_key_heads", "key_head_dim", "value_head_dim", "conv_kernel"):
             check(getattr(self, name) >= 1, f"attention.{name}", getattr(self, name), "must be at least 1")
+        rank = self.latent_rank
+        check(rank is None or rank >= 1, "attention.latent_rank", rank, "must be at least 1, or None")
         values = self.num_value_heads
         check(
             values >= 1 and values % self.num_key_heads == 0,
@@ -233,6 +241,11 @@ class GatedDeltaConfig:
     def value_width(self) -> int:
         """All values of a token."""
         return self.num_value_heads * self.value_head_dim
+
+    @property
+    def num_decays(self) -> int:
+        """All decays of a token."""
+        return self.num_value_heads * (self.key_head_dim if self.decay == "channel" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

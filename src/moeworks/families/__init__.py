@@ -32,6 +32,7 @@ from moeworks.families import (
     hunyuan_v1_moe,
     hy_v3,
     jetmoe,
+    kimi_linear,
     llama,
     llama4,
     longcat_flash,
@@ -56,8 +57,9 @@ FAMILIES: tuple[Family, ...] = tuple(
     for module in (
         afmoe, dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, exaone_moe,
         flex_olmo, glm4_moe, glm4_moe_lite, glm_moe_dsa, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, hy_v3,
-        jetmoe, llama, llama4, longcat_flash, mellum, mimo_v2_flash, minicpm_moe, minimax_m2, mistral4,
-        mixtral, olmoe, phimoe, qwen2_moe, qwen3_5_moe, qwen3_moe, qwen3_next, solar_open,
+        jetmoe, kimi_linear, llama, llama4, longcat_flash, mellum, mimo_v2_flash, minicpm_moe,
+        minimax_m2, mistral4, mixtral, olmoe, phimoe, qwen2_moe, qwen3_5_moe, qwen3_moe, qwen3_next,
+        solar_open,
     )
 )  # fmt: skip
 """All of them."""

@@ -18,7 +18,7 @@ from moeworks.errors import check
 from moeworks.families.base import MAX_LAYERS, Family, Field, Json, take
 from moeworks.families.parts import DECODER, MLA, mla, read_rope, write_rope
 from moeworks.families.weights import MLA as MLA_WEIGHTS
-from moeworks.families.weights import TOP, experts, gated
+from moeworks.families.weights import TOP, experts, gated, plain
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -43,7 +43,7 @@ def _write(model: ModelConfig, config: Json) -> None:
 
 def _twice(rules: Rules) -> Rules:
     """Rules of a part that a published layer has two of, by number."""
-    return tuple(replace(rule, theirs=_numbered(rule.theirs)) for rule in rules if isinstance(rule, Rule))
+    return tuple(replace(rule, theirs=_numbered(rule.theirs)) for rule in plain(rules))
 
 
 def _numbered(name: str) -> str:

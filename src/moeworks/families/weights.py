@@ -105,6 +105,11 @@ def experts_fused(theirs: str) -> Either:
     return Either((fused, apart))
 
 
+def plain(rules: Rules) -> tuple[Rule, ...]:
+    """`rules` without choices between layouts."""
+    return tuple(rule for rule in rules if isinstance(rule, Rule))
+
+
 DENSE: Rules = gated("mlp", "mlp")
 MOE: Rules = (Rule("mlp.gate.weight", "mlp.router.weight"), experts("mlp.experts"))
 SHARED: Rules = gated("mlp.shared_experts", "mlp.shared")

@@ -146,8 +146,14 @@ def _mla(mixer: MLAConfig, d_model: int) -> list[tuple[int, int]]:
 
 
 def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> list[tuple[int, int]]:
-    return [
-        (2 * mixer.key_width + 2 * mixer.value_width, d_model),
-        (2 * mixer.num_value_heads, d_model),
+    shapes = [
+        (2 * mixer.key_width + mixer.value_width, d_model),
+        (mixer.num_value_heads, d_model),
         (d_model, mixer.value_width),
     ]
+    for controls in (mixer.value_width, mixer.num_decays):
+        if mixer.latent_rank is None:
+            shapes.append((controls, d_model))
+        else:
+            shapes += [(mixer.latent_rank, d_model), (controls, mixer.latent_rank)]
+    return shapes
