@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_families import TINY
 from tiny_published import SMALL, change_tensors, make
 
 from moeworks import load, save
@@ -117,6 +118,20 @@ def test_each_expert_is_the_one_of_its_number(tmp_path):
         gate, up = experts.gate_up_proj[e].chunk(2)
         for part, weight in (("linear", gate), ("linear_v", up), ("linear_1", experts.down_proj[e])):
             assert torch.equal(tensors[f"model.layers.0.moe_block.experts.{e}.{part}.weight"], weight)
+
+
+def test_indexers_stand_where_a_layer_has_its_own_and_in_the_draft_layer(tmp_path):
+    """GLM-5.2's releases have them in the layers that do not share, and in the one after the last."""
+    config = dict(TINY["glm_moe_dsa_shared"].options, model_type="glm_moe_dsa", num_nextn_predict_layers=1)
+    model = make(config)
+    folder = save(model, tmp_path / "a", family="glm_moe_dsa")
+    tensors = load_file(folder / "model.safetensors")
+    holders = {int(key.split(".")[2]) for key in tensors if ".indexer." in key}
+    assert holders == {0, 2, 5}
+    assert json.loads((folder / "config.json").read_text())["indexer_types"] == config["indexer_types"]
+    again = load(folder, dtype=torch.float32)
+    assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
 
 
 def test_grok_ports_call_a_norms_weight_by_either_name(tmp_path):
