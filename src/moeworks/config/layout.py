@@ -27,6 +27,24 @@ class LayerPatternConfig:
         rest = range(self.first_dense, num_layers)
         return tuple(i for n, i in enumerate(rest, 1) if n % self.every == 0)
 
+    def check_shortcut(self, num_layers: int, placement: str) -> None:
+        """Raise ConfigError where a model of this depth and these norms cannot have the shortcut."""
+        if not self.shortcut:
+            return
+        last = num_layers - 1
+        check(
+            last not in self.moe_layers(num_layers),
+            "model.pattern.shortcut",
+            True,
+            f"the MoE of layer {last}, the last one, would have no later layer to join the stream after",
+        )
+        check(
+            placement == "pre",
+            "model.pattern.shortcut",
+            True,
+            f"needs norm.placement = 'pre', which is {placement!r}",
+        )
+
     def __post_init__(self) -> None:
         check(self.first_dense >= 0, "pattern.first_dense", self.first_dense, "must not be negative")
         check(self.every >= 1, "pattern.every", self.every, "must be at least 1")

@@ -5,6 +5,7 @@ layers (ModelConfig.attention), or several and a list of which layer has which.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -287,6 +288,22 @@ class MixtureOfAttentionConfig:
 
 MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
 """Any of them."""
+
+
+def check_shared_indexers(mixer_of_layers: Iterable[MixerConfig]) -> None:
+    """A layer that shares an indexer's choice needs an earlier layer that makes it. Raises ConfigError."""
+    own: int | None = None
+    for layer, mixer in enumerate(mixer_of_layers):
+        index = mixer.indexer if isinstance(mixer, MLAConfig) else None
+        if index is None:
+            continue
+        check(
+            not index.shared or own == index.top_k,
+            "attention.indexer.shared",
+            True,
+            f"layer {layer} needs an earlier layer with an indexer of its own and top_k = {index.top_k}",
+        )
+        own = own if index.shared else index.top_k
 
 
 def _check_theta(theta: float) -> None:

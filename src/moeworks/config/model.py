@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.layout import LayerPatternConfig, NormConfig
-from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig
+from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig, check_shared_indexers
 from moeworks.errors import check
 
 Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2", "geglu_tanh", "clamped_swiglu"]
@@ -355,23 +355,7 @@ class ModelConfig:
             layers,
             f"names a layer outside 0 .. {self.num_layers - 1}",
         )
-        if self.pattern.shortcut:
-            self._check_shortcut()
-
-    def _check_shortcut(self) -> None:
-        last = self.num_layers - 1
-        check(
-            last not in self.moe_layers,
-            "model.pattern.shortcut",
-            True,
-            f"the MoE of layer {last}, the last one, would have no later layer to join the stream after",
-        )
-        check(
-            self.norm.placement == "pre",
-            "model.pattern.shortcut",
-            True,
-            f"needs norm.placement = 'pre', which is {self.norm.placement!r}",
-        )
+        self.pattern.check_shortcut(self.num_layers, self.norm.placement)
 
     def _check_mixers(self) -> None:
         for mixer in (self.attention, *self.mixers):
@@ -390,22 +374,7 @@ class ModelConfig:
             chosen,
             f"names a mixer outside 0 .. {len(self.mixers)}",
         )
-        self._check_shared_indexers()
-
-    def _check_shared_indexers(self) -> None:
-        """A layer that shares an indexer's choice needs an earlier layer that makes it."""
-        own: int | None = None
-        for layer, mixer in enumerate(self.mixer_of_layers):
-            index = mixer.indexer if isinstance(mixer, MLAConfig) else None
-            if index is None:
-                continue
-            check(
-                not index.shared or own == index.top_k,
-                "attention.indexer.shared",
-                True,
-                f"layer {layer} needs an earlier layer with an indexer of its own and top_k = {index.top_k}",
-            )
-            own = own if index.shared else index.top_k
+        check_shared_indexers(self.mixer_of_layers)
 
     def _check_gqa(self, mixer: GQAConfig) -> None:
         heads = mixer.num_heads
