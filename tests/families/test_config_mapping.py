@@ -237,6 +237,51 @@ def test_mimo_in_the_spelling_of_transformers():
     assert from_hf(theirs) == published("mimo-v2-flash")
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        (
+            "kimi-linear-48b-a3b",
+            dict(
+                head_dim=72, mla_use_nope=True, moe_router_activation_func="sigmoid",
+                num_nextn_predict_layers=0,
+                num_key_value_heads=32, rope_scaling=None, rope_theta=10_000.0, use_grouped_topk=True,
+                moe_layer_freq=1,
+            ),
+        ),
+        (
+            "mimo-v2-flash",
+            dict(
+                attention_bias=False, attention_chunk_size=128, mlp_bias=False, n_shared_experts=None,
+                rms_norm_eps=1e-5, rope_scaling=None, scoring_func="sigmoid", topk_method="noaux_tc",
+                use_qk_norm=False,
+            ),
+        ),
+        (
+            "mellum2-12b-a2.5b",
+            dict(max_window_layers=0, mlp_layer_types=["sparse"] * 28, use_sliding_window=True),
+        ),
+        (
+            "hy3-preview",
+            dict(
+                enable_attention_fp32_softmax=False, enable_lm_head_fp32=True, enable_moe_fp32_combine=False,
+                expert_hidden_dim=1536, moe_router_enable_expert_bias=True, moe_router_use_sigmoid=True,
+                num_nextn_predict_layers=1, qk_norm=True, route_norm=True,
+            ),
+        ),
+        (
+            "glm-5.2",
+            dict(
+                index_share_for_mtp_iteration=True, index_topk_pattern=None, indexer_rope_interleave=True,
+                moe_layer_freq=1, moe_router_dtype="float32", rope_interleave=True, scoring_func="sigmoid",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_what_published_files_hold_beside_the_preset_changes_nothing(name, more):
+    assert from_hf(config_of(name) | more) == published(name)
+
+
 def test_exaones_older_spelling_of_its_layers():
     hub = config_of("k-exaone-236b-a23b")
     del hub["first_k_dense_replace"], hub["sliding_window_pattern"]

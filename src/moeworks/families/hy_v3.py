@@ -51,8 +51,19 @@ FAMILY = Family(
         Field("num_shared_experts", "shared.num_shared_experts", 1),
         Field("first_k_dense_replace", "pattern.first_dense", 1),
     ),
-    fixed={"hidden_act": ("silu",), "mlp_bias": (False,), "qk_norm": (True,), "route_norm": (True,)},
-    harmless=frozenset({"enable_moe_fp32_combine", "num_nextn_predict_layers"}),
+    fixed={
+        "hidden_act": ("silu",),
+        "mlp_bias": (False,),
+        "qk_norm": (True,),
+        "route_norm": (True,),
+        "moe_router_use_sigmoid": (True,),
+        "moe_router_enable_expert_bias": (True,),
+    },
+    # In which precision some steps run.
+    harmless=frozenset({
+        "enable_moe_fp32_combine", "enable_attention_fp32_softmax", "enable_lm_head_fp32",
+        "num_nextn_predict_layers",
+    }),
     weights=WeightMap(
         top=TOP,
         layer=(

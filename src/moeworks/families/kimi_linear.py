@@ -141,6 +141,7 @@ FAMILY = Family(
         "mla_use_nope": (True,),
         "moe_router_activation_func": ("sigmoid",),
         "moe_layer_freq": (1,),
+        "num_nextn_predict_layers": (0,),
     },
     harmless=frozenset({
         "num_key_value_heads", "head_dim", "qk_head_dim", "rope_theta", "rope_scaling", "use_grouped_topk",
