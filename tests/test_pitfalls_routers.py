@@ -19,6 +19,7 @@ from moeworks.config import (
     CapacityConfig,
     ExpertChoice,
     LayerPatternConfig,
+    RouterConfig,
     SinkhornChoice,
     ThresholdChoice,
     TopPChoice,
@@ -450,7 +451,7 @@ def test_pitfall_38_without_one_evaluation_refuses_and_encoding_does_not(texts):
         model.eval()(torch.arange(16)[None])
     moe_modules(model)[0].eval()(torch.randn(2, 5, 16, dtype=torch.float64))
     with pytest.raises(ConfigError, match=r"model.router.choice = 'expert_choice': cannot be validated"):
-        tiny_config(texts, router=dict(choice=ExpertChoice(causal="no"), selection_bias=False))
+        run_config(texts, "expert_choice_plain")
 
 
 @pytest.mark.parametrize("policy", ["probability", "batch_priority"])
