@@ -33,8 +33,8 @@ class RoutedPass:
     stack: str
     """Path of the module that owns the layers, e.g. "model", or "encoder" and "decoder"."""
     layers: tuple[int, ...]
-    """The MoE layers that ran, by their index in the stack, dense ones counted; ascending. Where a stack runs a
-    layer again in the same pass, its n-th time (from 0) counts as index + n * (layers of the stack)."""
+    """The MoE layers that ran, by their index in the stack, dense ones counted; ascending. Where a stack runs
+    a layer again in the same pass, its n-th time (from 0) counts as index + n * (layers of the stack)."""
     routings: tuple[Routing, ...]
     """One per entry of `layers`; valid_T is there where the model was given an attention mask."""
     shape: tuple[int, int] | None
