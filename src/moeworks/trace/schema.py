@@ -48,7 +48,7 @@ def parquet_options(header: TraceHeader) -> dict[str, Any]:
     """Encodings: dictionaries, which pack ids into ceil(log2 E) bits and suit half floats as well, and zstd.
 
     Splitting the bytes of half floats (BYTE_STREAM_SPLIT) gives the same size faster, but DuckDB 2.0 cannot
-    read that. Least and greatest values are kept of the token columns alone: no query skips pages by the values
+    read that. Least and greatest values are kept of the token columns alone: no query skips pages by those
     of a layer, and finding them takes half of the time of writing half floats.
     """
     coded = [_leaf(name, layer) for layer in header.layers for name in ("ids", *header.fields)]

@@ -1,6 +1,7 @@
 """Traces to disk, a block at a time."""
 
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ class TraceWriter:
     def __init__(self, path: str | Path, header: TraceHeader) -> None:
         self.header = header
         self.num_tokens = 0
+        self.seconds = 0.0
+        """Time that the thread has computed."""
         self._path = Path(path)
         self._temporary = temporary_name(self._path)
         self._schema = trace_schema(header)
@@ -86,9 +89,11 @@ class TraceWriter:
         self._writing = self._thread.submit(self._write, held)
 
     def _write(self, blocks: list[TraceBlock]) -> None:
+        began = time.thread_time()
         batches = [to_batch(block, self.header, self._schema) for block in blocks]
         table = pa.Table.from_batches(batches, schema=self._schema).unify_dictionaries()
         self._writer.write_table(table, row_group_size=self._group_rows)
+        self.seconds += time.thread_time() - began
 
     def _wait(self) -> None:
         """For the thread. Raises DataError when it could not write."""
