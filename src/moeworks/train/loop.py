@@ -87,7 +87,8 @@ class _Interval:
         """The alarms that these steps raise and end; their state goes into the progress."""
         if not self._logit_sizes or self._domain_counts is None:
             return []
-        biases = [moe.router.expert_bias for moe in moe_modules(trainer.model)][: len(counts_lE)]
+        routers = [moe.router for moe in moe_modules(trainer.model)][: len(counts_lE)]
+        biases = [router.expert_bias for router in routers if isinstance(router, Router)]
         spreads = [b.max() - b.min() for b in biases if b is not None]
         figures = Figures(
             counts_lE=counts_lE,

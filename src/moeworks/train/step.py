@@ -213,13 +213,10 @@ def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: 
     valid_T, domain_T1 = batch.valid_BL.flatten(), batch.domain_ids_BL.reshape(-1, 1)
     sizes = [_logit_size(routing, valid_T) * share for routing in routings]
     experts = routings[0].num_experts
-    # An expert of a domain is an expert of its own; so is a domain's empty slot, which is left out in the end.
+    # An expert of a domain is an expert of its own, and so is its empty slot, which is left out in the end.
     ids = experts + 1
     counts = (
-        [
-            count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T)
-            for r in routings
-        ]
+        [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
         if domains
         else []
     )

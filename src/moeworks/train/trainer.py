@@ -83,7 +83,9 @@ class Trainer:
         self.optimizers.zero_grad()
         batches = self._batches()
         routers = routers_of(self.model)
-        losses = accumulate_gradients(self._forward, batches, self.config, self.world, routers, self.watched_domains)
+        losses = accumulate_gradients(
+            self._forward, batches, self.config, self.world, routers, self.watched_domains
+        )
         self.world.sum_gradients_(self.model.parameters())
         grad_norm = gradient_norm(self.model.parameters())
         if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
