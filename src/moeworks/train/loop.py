@@ -18,6 +18,7 @@ from moeworks.checkpoint import (
     write_checkpoint,
 )
 from moeworks.errors import TrainingError
+from moeworks.layers.router import Router
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.ops.load import load_figures
 from moeworks.train.alarms import AlarmState, Figures, alarm_records
