@@ -1,7 +1,7 @@
 """Families as llama.cpp writes them: from a GGUF file's metadata to a config.json, and its tensors' names.
 
-Keys and conventions are those of llama.cpp's converters; where a file says nothing, the constants are those that its
-graphs assume. What a file says and nothing here reads is an error: it may change what the model computes.
+Keys and conventions are those of llama.cpp's converters; where a file says nothing, the constants are those
+that its graphs assume. What a file says and nothing here reads is an error: it may change the computation.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -204,8 +204,8 @@ def _phimoe(given: Given, config: Json) -> str:
     original = given.take("rope.scaling.original_context_length", None)
     factor = given.number("rope.scaling.attn_factor", 1.0)
     if LONG_FACTORS in given.names:
-        tables = (list(map(decimal, given.values(name))) for name in (SHORT_FACTORS, LONG_FACTORS))
-        config["rope_scaling"] = longrope(*tables, original or config["max_position_embeddings"], factor)
+        short, long = (list(map(decimal, given.values(name))) for name in (SHORT_FACTORS, LONG_FACTORS))
+        config["rope_scaling"] = longrope(short, long, original or config["max_position_embeddings"], factor)
     return "phimoe"
 
 

@@ -15,7 +15,7 @@ ROPE_FREQS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def _both(theirs: str, ours: str, view: View | None = None, **options: Any) -> Rules:
+def _both(theirs: str, ours: str, view: View | None = None, **options: Any) -> tuple[Rule, ...]:
     """A weight and a bias."""
     return tuple(Rule(f"{theirs}.{kind}", f"{ours}.{kind}", view, **options) for kind in ("weight", "bias"))
 
@@ -40,12 +40,18 @@ def _gate_or_up(number: int) -> Callable[..., Any]:
     return lambda place, t: t.unflatten(1, (2, -1))[:, number]
 
 
-def _attention(*, permuted: bool = False) -> Rules:
+def _qkv(*, permuted: bool = False) -> tuple[Rule, ...]:
     view, flatten = (_permuted, (0, 2)) if permuted else (None, None)
     return (
         *_both("attn_q", "attention.q_proj", view, flatten=flatten),
         *_both("attn_k", "attention.k_proj", view, flatten=flatten),
         *_both("attn_v", "attention.v_proj"),
+    )
+
+
+def _attention(*qkv: Rule | Either) -> Rules:
+    return (
+        *qkv,
         *_both("attn_output", "attention.o_proj"),
         Rule("attn_q_norm.weight", "attention.q_norm.weight"),
         Rule("attn_k_norm.weight", "attention.k_norm.weight"),
@@ -53,7 +59,7 @@ def _attention(*, permuted: bool = False) -> Rules:
     )
 
 
-_FUSED: Rules = tuple(
+_FUSED: tuple[Rule, ...] = tuple(
     Rule(
         f"attn_qkv.{kind}", tuple(f"attention.{n}_proj.{kind}" for n in "qkv"), lambda place, *qkv: list(qkv)
     )
@@ -141,14 +147,14 @@ def _map(attention: Rules, norms: Rules) -> WeightMap:
 _FFN_NORM = _both("ffn_norm", "mlp_norm")
 _POST_NORM = _both("post_attention_norm", "mlp_norm")
 
-PLAIN = _map(_attention(), _FFN_NORM)
-PERMUTED = _map(_attention(permuted=True), _FFN_NORM)
-POST_NORM = _map(_attention(), _POST_NORM)
+PLAIN = _map(_attention(*_qkv()), _FFN_NORM)
+PERMUTED = _map(_attention(*_qkv(permuted=True)), _FFN_NORM)
+POST_NORM = _map(_attention(*_qkv()), _POST_NORM)
 LATENT = _map(_MLA, _FFN_NORM)
-MAYBE_FUSED = _map((Either((_attention(), (*_FUSED, *_both("attn_output", "attention.o_proj")))),), _FFN_NORM)
-FUSED = _map((*_FUSED, *_both("attn_output", "attention.o_proj")), _both("attn_output_norm", "mlp_norm"))
+MAYBE_FUSED = _map(_attention(Either((_qkv(), _FUSED))), _FFN_NORM)
+FUSED = _map(_attention(*_FUSED), _both("attn_output_norm", "mlp_norm"))
 SANDWICH = _map(
-    _attention(),
+    _attention(*_qkv()),
     (
         *_FFN_NORM,
         Rule("attn_output_norm.weight", "attention_post_norm.weight"),
