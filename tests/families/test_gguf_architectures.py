@@ -185,7 +185,7 @@ CASES = {
         dict(
             model_type="llama4_text", intermediate_size=20, intermediate_size_mlp=48, num_local_experts=4,
             num_experts_per_tok=1, head_dim=64, interleave_moe_layer_step=2, rope_scaling=LLAMA3,
-            num_hidden_layers=4, rope_theta=500_000.0,
+            num_hidden_layers=4, rope_theta=500_000.0, attention_chunk_size=8192,
         ),
         {
             "block_count": 4, "feed_forward_length": 48, "expert_feed_forward_length": 20, "expert_count": 4,
