@@ -20,6 +20,8 @@ EXPECTED = {
     "step_time",
     "routing_statistics",
     "contention",
+    "loading",
+    "loading_memory",
 }
 PER_BACKEND = {"layer", "layer_memory", "train_step", "default_train"}
 

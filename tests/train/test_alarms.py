@@ -215,7 +215,7 @@ def test_a_step_counts_by_domain_and_measures_logits(texts):
         routings = model(
             batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL
         ).routings
-    losses = accumulate_gradients(model, [batch], config, World(), 3)
+    losses = accumulate_gradients(model, [batch], config, World(), watched_domains=3)
     watched: Watched = losses.watched
     assert torch.equal(watched.domain_counts.sum(dim=0), losses.counts_lE)
     valid = batch.valid_BL.flatten()
@@ -225,7 +225,7 @@ def test_a_step_counts_by_domain_and_measures_logits(texts):
         chosen = routing.expert_ids_TK[valid & (batch.domain_ids_BL.flatten() == 1)]
         assert torch.equal(watched.domain_counts[1, layer], torch.bincount(chosen.flatten(), minlength=4))
     off = replace(config, alarms=AlarmConfig(enabled=False))
-    assert accumulate_gradients(model, [batch], off, World(), 0).watched is None
+    assert accumulate_gradients(model, [batch], off, World()).watched is None
 
 
 # Runs.

@@ -1,6 +1,8 @@
 """Weight rules applied to a model: which view of its tensors each published tensor is."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -13,6 +15,8 @@ from moeworks.config.weight_rules import Either, Place, Rule, Rules, WeightMap
 from moeworks.errors import CheckpointError
 
 _LISTED = 5
+_READERS = 4
+"""Threads that read at most: the page cache gives no more to further ones."""
 _EXPERT = "{e}"
 _PLACE = "{s}"
 _FREQUENCIES = "*.rotary_emb.inv_freq"
@@ -94,10 +98,17 @@ def fill(
 ) -> None:
     """Fill `tensors` from `source`. `check_names` has passed."""
     renamed = usual_names(weights, source.names())
-    for binding in bind(weights, model, tensors, set(renamed)):
+
+    def refused(binding: Binding) -> bool:
+        whole = len(binding.parts) == 1
+        return not (whole and source.read_into(renamed[binding.name], binding.parts[0]))
+
+    bindings = bind(weights, model, tensors, set(renamed))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
+        rest = [binding for binding, no in zip(bindings, pool.map(refused, bindings), strict=True) if no]
+    # What must be dequantised or put in another order takes memory of its own: one at a time.
+    for binding in rest:
         name = renamed[binding.name]
-        if len(binding.parts) == 1 and source.read_into(name, binding.parts[0]):
-            continue
         published = source.tensor(name)
         if not published.dtype.is_floating_point:
             raise CheckpointError(f"{origin}: {binding.name} is of {published.dtype}, not of real numbers")

@@ -88,7 +88,7 @@ def _moeworks(options: TraceOptions) -> Engine:
         model=str(path),
         model_fingerprint=fingerprint,
         engine=f"moeworks {metadata.version('moeworks')}",
-        tokenizer_fingerprint=_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer.fingerprint,
         step=step,
     )
 
@@ -122,7 +122,7 @@ def _transformers(options: TraceOptions) -> Engine:
         options.fields,
         model=str(options.model),
         engine=engine_name(),
-        tokenizer_fingerprint=_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer.fingerprint,
     )
     limit = getattr(settings, "max_position_embeddings", None)
     return Engine(header, tokenizer, min(_CONTEXT, limit or _CONTEXT), limit, route)
@@ -133,7 +133,3 @@ def _switches(model: nn.Module) -> dict[str, object]:
     known = inspect.signature(model.forward).parameters
     wanted = {"use_cache": False, "logits_to_keep": 1}
     return {name: value for name, value in wanted.items() if name in known}
-
-
-def _fingerprint(tokenizer: ModelTokenizer) -> str:
-    return hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()

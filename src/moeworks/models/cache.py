@@ -6,6 +6,8 @@ LatentKVCache   latents and rotary keys (MLA), with an indexer's keys
 StateCache      the last inputs of a convolution and the state of a recurrence
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,10 @@ class LayerKVCache:
         """Views of keys and values of the positions so far."""
         return self._k[:, :, : self.length], self._v[:, :, : self.length]
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self.append(*_right_aligned(rows, dim=2))
+
     def values(self) -> int:
         """Numbers held for the positions so far."""
         return sum(t.numel() for t in self.held())
@@ -93,6 +99,10 @@ class BoundedKVCache:
         """Keys and values from slot first_key on; appending replaces them, and never writes into them."""
         return self._k, self._v
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self._k, self._v = _right_aligned(rows, dim=2)
+
     def values(self) -> int:
         """Numbers held."""
         return self._k.numel() + self._v.numel()
@@ -123,6 +133,10 @@ class LatentKVCache:
         """Views of the rows so far."""
         return tuple(held[:, : self.length] for held in self._rows)
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self.append(*_right_aligned(rows, dim=1))
+
     def values(self) -> int:
         """Numbers held for the positions so far."""
         return sum(held[:, : self.length].numel() for held in self._rows)
@@ -144,9 +158,32 @@ class StateCache:
         self.conv, self.state = conv.clone(), state
         self.length += length
 
+    def held(self) -> tuple[Tensor, ...]:
+        """What the last token left; nothing before the first."""
+        return () if self.conv is None or self.state is None else (self.conv, self.state)
+
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over the states of single sequences."""
+        self.conv, self.state = (torch.cat(parts) for parts in zip(*rows, strict=True))
+
     def values(self) -> int:
         """Numbers held."""
-        return sum(t.numel() for t in (self.conv, self.state) if t is not None)
+        return sum(t.numel() for t in self.held())
+
+
+def _right_aligned(rows: Sequence[tuple[Tensor, ...]], dim: int) -> list[Tensor]:
+    """Tensors of one sequence each as one batch; zeros stand before those that are shorter along `dim`."""
+    stacked = []
+    for parts in zip(*rows, strict=True):
+        longest = max(part.shape[dim] for part in parts)
+        shape = list(parts[0].shape)
+        shape[0], shape[dim] = len(parts), longest
+        whole = parts[0].new_zeros(shape)
+        for number, part in enumerate(parts):
+            start = longest - part.shape[dim]
+            whole[number : number + 1].narrow(dim, start, part.shape[dim]).copy_(part)
+        stacked.append(whole)
+    return stacked
 
 
 LayerCaches = LayerKVCache | BoundedKVCache | LatentKVCache | StateCache
@@ -209,6 +246,21 @@ class KVCache:
                 k_BGSP, v_BGSP = (t[:, :, : positions - theirs.first_key] for t in theirs.held())
                 mine.append(k_BGSP, v_BGSP)
             mine.length = positions  # pyrefly: ignore[read-only]
+
+    @classmethod
+    def stacked(cls, config: ModelConfig, rows: Sequence["KVCache"], max_len: int) -> "KVCache":
+        """One cache for the sequences of several, of one each, that ends where the longest of them does."""
+        longest = max(row.length for row in rows)
+        padding = [longest - row.length for row in rows]
+        first = next(t for layer in rows[0].layers for t in layer.held())
+        whole = cls(
+            config, len(rows), max_len, dtype=first.dtype, device=first.device,
+            left_padding_B=torch.tensor(padding, device=first.device) if any(padding) else None,
+        )  # fmt: skip
+        for mine, *theirs in zip(whole.layers, *(row.layers for row in rows), strict=True):
+            mine.stack([layer.held() for layer in theirs])
+            mine.length = longest  # pyrefly: ignore[read-only]
+        return whole
 
     def values(self) -> int:
         """Numbers held in all layers."""
