@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moeworks import MoE, MoEConfig, Routing
 from moeworks.config.model import RouterConfig
-from moeworks.ops.routing import route
+from moeworks.ops.scoring import route
 
 
 def make_config(**options) -> MoEConfig:

@@ -1,6 +1,7 @@
 """Configs: frozen dataclasses without torch, how they are read and written, and what they count to."""
 
 from moeworks.config.balance import BalanceConfig
+from moeworks.config.choices import ChoiceConfig, CustomChoice, TopKChoice
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -26,7 +27,9 @@ from moeworks.config.run import CorpusConfig, OptimizerConfig, RunConfig, TrainC
 __all__ = [
     "BalanceConfig",
     "CapacityConfig",
+    "ChoiceConfig",
     "CorpusConfig",
+    "CustomChoice",
     "ExpertsConfig",
     "GQAConfig",
     "GatedDeltaConfig",
@@ -44,5 +47,6 @@ __all__ = [
     "RouterConfig",
     "RunConfig",
     "SharedExpertsConfig",
+    "TopKChoice",
     "TrainConfig",
 ]

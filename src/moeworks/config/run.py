@@ -170,6 +170,7 @@ class RunConfig:
             f"exceeds model.max_seq_len = {self.model.max_seq_len}",
         )
         self._check_balance()
+        self._check_validation()
 
     def _check_balance(self) -> None:
         router, balance = self.model.router, self.balance
@@ -186,6 +187,12 @@ class RunConfig:
             "needs model.router.noisy_top_k = True: the smooth load is a probability over that noise",
         )
         check(
+            balance.load_coef == 0 or (router.choice.kind == "top_k" and router.noise_steps is None),
+            "balance.load_coef",
+            balance.load_coef,
+            "needs model.router.choice = top_k, and noise_steps = None: noise that ends has no smooth load",
+        )
+        check(
             router.num_routes % balance.num_devices == 0,
             "balance.num_devices",
             balance.num_devices,
@@ -196,4 +203,16 @@ class RunConfig:
             "balance.num_devices",
             balance.num_devices,
             f"must equal router.num_groups = {router.num_groups}: its groups are the devices",
+        )
+
+    def _check_validation(self) -> None:
+        """Validation predicts each token from those before it: experts must not depend on later ones."""
+        router, capacity = self.model.router, self.model.capacity
+        if not self.model.moe_layers:
+            return
+        ahead = router.choice.looks_ahead(training=False)
+        check(ahead is None, "model.router.choice", router.choice.kind, f"cannot be validated: {ahead}")
+        ahead = capacity.looks_ahead(training=False)
+        check(
+            ahead is None, "model.capacity.drop_policy", capacity.drop_policy, f"cannot be validated: {ahead}"
         )

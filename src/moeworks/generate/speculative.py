@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moeworks.errors import check
-from moeworks.layers.inputs import Slots, mixer_inputs
+from moeworks.layers.inputs import Slots, mixer_inputs, token_positions
 from moeworks.models.block import BlockContext
 from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
@@ -44,7 +44,9 @@ class _Drafter:
         slots = Slots(next_BL.shape[1], held.length, device=next_BL.device)
         inputs = mixer_inputs(self._mixer, self._model.config, slots, held.first_key)
         embedded = self._model.embed_tokens(next_BL)
-        stream, _ = layer(hidden_BLD, embedded, inputs, BlockContext(None, None), held)
+        places = token_positions(slots).expand_as(next_BL)
+        context = BlockContext(token_ids_BL=next_BL, positions_BL=places)
+        stream, _ = layer(hidden_BLD, embedded, inputs, context, held)
         return int(self._model.logits(stream[:, -1]).argmax())
 
 

@@ -74,6 +74,16 @@ def mixer_inputs(mixer: MixerConfig, model: ModelConfig, slots: Slots, first_key
     )
 
 
+def token_positions(slots: Slots) -> Tensor:
+    """int64 [L] or [B, L], counted from the start of each document, or from the first token of a row."""
+    if slots.document_ids_BL is not None:
+        return _document_positions(slots.document_ids_BL)
+    places_L = torch.arange(slots.start, slots.stop, device=slots.device)
+    if slots.left_padding_B is None:
+        return places_L
+    return (places_L - slots.left_padding_B[:, None]).clamp(min=0)
+
+
 def _knows_places(mixer: MixerConfig) -> bool:
     """Whether positions matter beyond their distances: then they count from a document's start."""
     if not isinstance(mixer, GQAConfig):

@@ -28,10 +28,16 @@ from moeworks.ops.routing import Routing
 class BlockContext:
     """What the blocks need beside the stream."""
 
-    valid_BL: Tensor | None
+    valid_BL: Tensor | None = None
     """bool, False for padding."""
-    sequence_ids_BL: Tensor | None
+    sequence_ids_BL: Tensor | None = None
     """int64, the sequence of each token."""
+    token_ids_BL: Tensor | None = None
+    """int64, the tokens that the stream began with."""
+    token_types_BL: Tensor | None = None
+    """int64, their kinds, where the caller says."""
+    positions_BL: Tensor | None = None
+    """int64, their places in their sequences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,14 @@ class Block(nn.Module):
         x_BLD = self._add(x_BLD, attended, "attention")
         normed = self.mlp_norm(x_BLD) if pre else x_BLD
         if isinstance(self.mlp, MoE):
-            y_BLD, routing = self.mlp(normed, valid=context.valid_BL, sequence_ids=context.sequence_ids_BL)
+            y_BLD, routing = self.mlp(
+                normed,
+                valid=context.valid_BL,
+                sequence_ids=context.sequence_ids_BL,
+                token_ids=context.token_ids_BL,
+                token_types=context.token_types_BL,
+                positions=context.positions_BL,
+            )
         else:
             y_BLD, routing = self.mlp(normed), None
         return self._add(x_BLD, y_BLD, "mlp"), BlockRoutings(routing, attention_routing)

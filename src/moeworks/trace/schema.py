@@ -36,7 +36,7 @@ def _layer_type(name: str, header: TraceHeader) -> pa.DataType:
         return half
     if name == "logits":
         return _fixed_list(half, header.num_experts)
-    value = {"ids": pa.from_numpy_dtype(id_dtype(header.num_experts)), "kept": pa.bool_()}.get(name, half)
+    value = {"ids": pa.from_numpy_dtype(id_dtype(header.num_ids)), "kept": pa.bool_()}.get(name, half)
     return _fixed_list(value, header.top_k)
 
 

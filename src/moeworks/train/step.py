@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, losses, gradients, update, bias.
+"""One optimizer step: micro-batches, losses, gradients, and the state of routers.
 
 The loss of a step is a mean over the tokens of the global batch, whatever its division into micro-batches
 and ranks: each micro-batch adds its sum over the step's total, and gradients are summed over ranks.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
+from moeworks.layers.router import RouterModule, Statistics
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
 from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
@@ -21,7 +22,6 @@ from moeworks.ops.losses import (
     balance_losses,
     step_totals,
     total_balance_loss,
-    updated_expert_bias,
 )
 from moeworks.ops.mtp import mtp_loss
 from moeworks.ops.routing import Routing
@@ -42,6 +42,8 @@ class StepLosses:
     """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
     """[MoE layers]: share of assignments that capacity dropped."""
+    statistics: tuple[Statistics, ...] = ()
+    """Per MoE layer what its router's state moves by, those of MTP layers last."""
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
@@ -52,9 +54,16 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
 
 
 def accumulate_gradients(
-    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+    model: Callable[..., DecoderOutput],
+    batches: Sequence[Batch],
+    config: RunConfig,
+    world: World,
+    routers: Sequence[RouterModule] = (),
 ) -> StepLosses:
-    """Forward and backward of this rank's micro-batches; gradients are local, the losses global."""
+    """Forward and backward of this rank's micro-batches; gradients are local, the losses global.
+
+    `routers` are those whose statistics `update_routers` will read, in the order of the routings.
+    """
     total = _total_tokens(batches, world)
     totals = _totals_ahead(model, batches, config, world)
     parts: list[StepLosses] = []
@@ -73,18 +82,35 @@ def accumulate_gradients(
         loss = cross_entropy + total_balance_loss(shared, config.balance)
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
-        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead))
+        statistics = _statistics(routers, output.routings, config.balance)
+        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead, statistics))
     return _combined(parts, world)
 
 
-def update_expert_biases(model: Decoder, counts_lE: Tensor, config: BalanceConfig) -> None:
-    """Move the expert_bias of every MoE layer by the step's counts; call once per optimizer step."""
-    if config.bias_rule == "none":
-        return
-    for moe, counts_E in zip(moe_modules(model), counts_lE, strict=True):
-        bias = moe.router.expert_bias
-        if bias is not None:
-            bias.copy_(updated_expert_bias(bias, counts_E, config))
+def routers_of(model: Decoder) -> list[RouterModule]:
+    """The routers of the MoE layers, in the order of the routings."""
+    return [moe.router for moe in moe_modules(model)]
+
+
+@torch.no_grad()
+def update_routers(
+    routers: Sequence[RouterModule], statistics: Sequence[Statistics], config: BalanceConfig
+) -> None:
+    """Move the state of every router (expert_bias, thresholds, ...) by the step's statistics.
+
+    Call it once per optimizer step.
+    """
+    for router, sums in zip(routers, statistics, strict=True):
+        router.update(sums, config)
+
+
+@torch.no_grad()
+def _statistics(
+    routers: Sequence[RouterModule], routings: Sequence[Routing], config: BalanceConfig
+) -> tuple[Statistics, ...]:
+    if not routers:
+        return ()
+    return tuple(router.statistics(r, config) for router, r in zip(routers, routings, strict=True))
 
 
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
@@ -151,6 +177,7 @@ def _detached(
     balance: dict[str, Tensor],
     share: Tensor,
     ahead: Tensor,
+    statistics: tuple[Statistics, ...],
 ) -> StepLosses:
     device = cross_entropy.device
     dropped = [r.dropped_fraction().detach() * share for r in routings]
@@ -160,6 +187,7 @@ def _detached(
         balance={name: loss.detach() * share for name, loss in balance.items()},
         counts_lE=_stack_counts(routings, Routing.tokens_per_expert, device),
         dropped_l=torch.stack(dropped) if dropped else torch.zeros(0, device=device),
+        statistics=statistics,
     )
 
 
@@ -171,4 +199,11 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
         balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
+        statistics=tuple(
+            {
+                name: world.sum_(torch.stack([layer[name] for layer in layers]).sum(dim=0))
+                for name in layers[0]
+            }
+            for layers in zip(*(p.statistics for p in parts), strict=True)
+        ),
     )

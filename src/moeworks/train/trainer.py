@@ -22,7 +22,7 @@ from moeworks.train.adamw import clip_scale, gradient_norm
 from moeworks.train.diagnose import first_nonfinite_module
 from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
-from moeworks.train.step import StepLosses, accumulate_gradients, autocast, update_expert_biases
+from moeworks.train.step import StepLosses, accumulate_gradients, autocast, routers_of, update_routers
 
 
 @dataclass
@@ -77,13 +77,14 @@ class Trainer:
         self.optimizers.set_lr_scale(scale)
         self.optimizers.zero_grad()
         batches = self._batches()
-        losses = accumulate_gradients(self._forward, batches, self.config, self.world)
+        routers = routers_of(self.model)
+        losses = accumulate_gradients(self._forward, batches, self.config, self.world, routers)
         self.world.sum_gradients_(self.model.parameters())
         grad_norm = gradient_norm(self.model.parameters())
         if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
             raise TrainingError(self._diagnosis(batches, losses))
         self.optimizers.step(clip_scale(grad_norm, self.config.optimizer.clip_norm))
-        update_expert_biases(self.model, losses.counts_lE, self.config.balance)
+        update_routers(routers, losses.statistics, self.config.balance)
         self.progress.step += 1
         self.progress.tokens += train.batch_size * train.seq_len
         return Step(losses, grad_norm, scale * self.config.optimizer.lr)
