@@ -6,6 +6,7 @@ interrupted goes on where it was, and never takes a cell of another setting for 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ class Cell:
 
     def path(self, folder: Path) -> Path:
         """Its file below the lab's folder."""
-        return folder / "cells" / f"{self.arm}-{self.seed}-{self.key}.json"
+        name = re.sub(r"[^a-z0-9.]+", "-", self.arm.lower())
+        return folder / "cells" / f"{name}-{self.seed}-{self.key}.json"
 
     @property
     def work(self) -> float:
@@ -84,6 +86,7 @@ def lab_cells(
     held_out: HeldOutSize,
     corpus: str,
     environment: Mapping[str, str],
+    cache_dir: str | None = None,
 ) -> list[Cell]:
     """All cells of a lab, seed by seed, so that after each seed there is a comparison."""
     return [
@@ -91,7 +94,7 @@ def lab_cells(
             lab=lab.name,
             arm=arm.name,
             seed=seed,
-            config=arm_config(lab, arm, data, steps, seed),
+            config=arm_config(lab, arm, data, steps=steps, seed=seed, cache_dir=cache_dir),
             router_in_bfloat16=arm.router_in_bfloat16,
             probes=lab.probes,
             held_out=held_out,

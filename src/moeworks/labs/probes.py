@@ -182,9 +182,7 @@ def _last_row(model: Decoder, tokens_BL: Tensor, probe_L: Tensor) -> Tensor:
 
 def _gradient(router: torch.nn.Module) -> np.ndarray:
     """All gradients of a router's parameters as one vector; zeros where it has none."""
-    parts = [
-        (torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in router.parameters()
-    ]
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in router.parameters()]
     return torch.cat(parts).float().numpy() if parts else np.zeros(1, np.float32)
 
 

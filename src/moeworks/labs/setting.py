@@ -22,7 +22,7 @@ from moeworks.config.count import count_flops
 from moeworks.labs.lab import Arm, Lab
 
 
-def base_config(data: tuple[str, ...]) -> RunConfig:
+def base_config(data: tuple[str, ...], cache_dir: str | None = None) -> RunConfig:
     """About 0.2M active of 0.9M parameters: some 40 seconds of one CPU core for a million tokens.
 
     Muon for all hidden matrices, so that dense blocks and experts are trained alike; after 250 steps it is
@@ -30,7 +30,7 @@ def base_config(data: tuple[str, ...]) -> RunConfig:
     """
     return RunConfig(
         data=data,
-        corpus=CorpusConfig(validation_fraction=0.2),
+        corpus=CorpusConfig(validation_fraction=0.2, cache_dir=cache_dir),
         model=ModelConfig(
             vocab_size=1024,
             d_model=64,
@@ -57,14 +57,17 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
     return from_dict(RunConfig, tree)
 
 
-def arm_config(lab: Lab, arm: Arm, data: tuple[str, ...], steps: int, seed: int) -> RunConfig:
+def arm_config(
+    lab: Lab, arm: Arm, data: tuple[str, ...], *, steps: int, seed: int, cache_dir: str | None = None
+) -> RunConfig:
     """The run of one cell; `steps` is that of the lab's budget.
 
     Raises ConfigError when an override breaks a rule.
     """
-    config = _unmatched(lab, arm, data)
+    base = base_config(data, cache_dir)
+    config = _unmatched(lab, arm, base)
     if arm.match is not None:
-        target = training_flops(_unmatched(lab, lab.arm(lab.baseline), data))
+        target = training_flops(_unmatched(lab, lab.arm(lab.baseline), base))
         config = match_flops(config, arm.match, target)
     train = replace(config.train, steps=max(round(arm.steps * steps), 1), seed=seed)
     warmup = min(config.optimizer.warmup_steps, max(train.steps // 5, 1))
@@ -85,5 +88,5 @@ def match_flops(config: RunConfig, path: str, target: int) -> RunConfig:
     return with_overrides(config, {path: max(round(1 + (target - one) / (two - one)), 1)})
 
 
-def _unmatched(lab: Lab, arm: Arm, data: tuple[str, ...]) -> RunConfig:
-    return with_overrides(base_config(data), {**lab.setting, **arm.overrides})
+def _unmatched(lab: Lab, arm: Arm, base: RunConfig) -> RunConfig:
+    return with_overrides(base, {**lab.setting, **arm.overrides})

@@ -99,19 +99,23 @@ def summarise(lab: Lab, results: Results, setting: Mapping[str, str], *, quick: 
 
 
 def write_summary(folder: Path, summary: LabSummary) -> Path:
-    """Write results.json into the lab's folder, and return its path."""
-    path = folder / "results.json"
+    """Write results.json, or results-quick.json, into the lab's folder, and return its path."""
+    path = folder / ("results-quick.json" if summary.quick else "results.json")
     write_atomically(path, json.dumps(to_dict(summary), indent=1, allow_nan=False).encode())
     return path
 
 
 def read_summary(folder: Path) -> LabSummary:
-    """Read it back. Raises DataError when there is none, or it is of another version."""
+    """Read results.json, or where there is none results-quick.json.
+
+    Raises DataError when there is neither, or it is of another version.
+    """
     path = folder / "results.json"
+    path = path if path.is_file() else folder / "results-quick.json"
     try:
         return from_dict(LabSummary, json.loads(path.read_bytes()))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no results; run the lab first: moeworks lab run {folder.name}") from error
+        raise DataError(f"{folder}: no results; run the lab first: moeworks lab run {folder.name}") from error
     except (OSError, ValueError, ConfigError) as error:
         raise DataError(f"{path}: not the results of a lab: {error}") from error
 

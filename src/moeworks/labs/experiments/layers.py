@@ -64,7 +64,10 @@ LAB = Lab(
     columns=(Column(metric="max_vio", title="MaxVio"), Column(metric="early_max_vio", title="early MaxVio")),
     figures=(
         layers_over_training("load", *_LAYERS["load"]),
-        *(layers_over_training("signal", *_LAYERS[name]) for name in ("noise", "entropy", "margin", "inputs")),
+        *(
+            layers_over_training("signal", *_LAYERS[name])
+            for name in ("noise", "entropy", "margin", "inputs")
+        ),
     ),
     judge=_judge,
 )

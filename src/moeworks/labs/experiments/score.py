@@ -1,6 +1,6 @@
 """Lab 7: softmax before or after top-k, and sigmoid."""
 
-from moeworks.labs.curves import layers_over_training, load_over_training
+from moeworks.labs.curves import load_over_training
 from moeworks.labs.judging import Judgement, all_of, below, within
 from moeworks.labs.lab import Arm, Budget, Column, Lab
 from moeworks.labs.results import Results
