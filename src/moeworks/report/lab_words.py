@@ -8,7 +8,7 @@ from moeworks.report.words import short_number
 VERDICTS: dict[Verdict, str] = {
     "held": "held in this setting",
     "failed": "failed in this setting",
-    "undecided": "undecided in this setting",
+    "undecided": "is undecided in this setting",
 }
 
 

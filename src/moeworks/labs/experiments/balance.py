@@ -13,11 +13,11 @@ def _off(**on: float | str) -> dict[str, float | str]:
     return {"balance.global_batch_coef": 0.0, **{f"balance.{name}": value for name, value in on.items()}}
 
 
-def _bias(rate: float) -> dict[str, object]:
+def _bias(rate: float, score: str) -> dict[str, object]:
     return {
         **_off(bias_rule="sign", bias_rate=rate),
         "model.router.selection_bias": True,
-        "model.router.score": "sigmoid",
+        "model.router.score": score,
     }
 
 
@@ -59,7 +59,8 @@ LAB = Lab(
         Arm(name="switch-0.1", words="Switch loss, 0.1", overrides=_off(switch_coef=0.1)),
         Arm(name="switch-1", words="Switch loss, 1", overrides=_off(switch_coef=1.0)),
         Arm(name="sequence", words="sequence-wise loss, 0.01", overrides=_off(sequence_coef=0.01)),
-        Arm(name="bias", words="loss-free bias, sigmoid, u = 0.01", overrides=_bias(0.01)),
+        Arm(name="bias", words="loss-free bias, u = 0.001", overrides=_bias(0.001, "softmax")),
+        Arm(name="bias, sigmoid", words="the same, sigmoid, u = 0.01", overrides=_bias(0.01, "sigmoid")),
     ),
     full=Budget(steps=400, seeds=3),
     columns=(
