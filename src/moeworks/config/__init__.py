@@ -1,7 +1,16 @@
 """Configs: frozen dataclasses without torch, how they are read and written, and what they count to."""
 
 from moeworks.config.balance import BalanceConfig
-from moeworks.config.choices import ChoiceConfig, CustomChoice, TopKChoice
+from moeworks.config.choices import (
+    AssignmentChoice,
+    ChoiceConfig,
+    CustomChoice,
+    ExpertChoice,
+    SinkhornChoice,
+    ThresholdChoice,
+    TopKChoice,
+    TopPChoice,
+)
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -25,11 +34,13 @@ from moeworks.config.rope import RopeConfig
 from moeworks.config.run import CorpusConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
+    "AssignmentChoice",
     "BalanceConfig",
     "CapacityConfig",
     "ChoiceConfig",
     "CorpusConfig",
     "CustomChoice",
+    "ExpertChoice",
     "ExpertsConfig",
     "GQAConfig",
     "GatedDeltaConfig",
@@ -47,6 +58,9 @@ __all__ = [
     "RouterConfig",
     "RunConfig",
     "SharedExpertsConfig",
+    "SinkhornChoice",
+    "ThresholdChoice",
     "TopKChoice",
+    "TopPChoice",
     "TrainConfig",
 ]
