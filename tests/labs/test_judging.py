@@ -7,7 +7,8 @@ from moeworks.labs.judging import above, all_of, below, within
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(-2, -1, "held"), (1, 2, "failed"), (-1, 1, "undecided"), (0, 0, "undecided")]
+    ("low", "high", "verdict"),
+    [(-2, -1, "held"), (1, 2, "failed"), (-1, 1, "undecided"), (0, 0, "undecided")],
 )
 def test_below_and_above(low: float, high: float, verdict: str) -> None:
     assert below("x < 0", Estimate((low + high) / 2, low, high)).verdict == verdict
@@ -17,7 +18,13 @@ def test_below_and_above(low: float, high: float, verdict: str) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(-0.5, 0.5, "held"), (-2, 0.5, "undecided"), (1.5, 2, "failed"), (-3, -1.2, "failed"), (-2, 2, "undecided")],
+    [
+        (-0.5, 0.5, "held"),
+        (-2, 0.5, "undecided"),
+        (1.5, 2, "failed"),
+        (-3, -1.2, "failed"),
+        (-2, 2, "undecided"),
+    ],
 )
 def test_within(low: float, high: float, verdict: str) -> None:
     assert within("|x| < 1", Estimate((low + high) / 2, low, high), 1).verdict == verdict
@@ -28,9 +35,7 @@ def test_nothing_measured_is_undecided() -> None:
 
 
 def test_parts_of_a_claim() -> None:
-    held, failed, open_ = (
-        below("x < 0", Estimate(v, v - 0.5, v + 0.5)) for v in (-1.0, 1.0, 0.0)
-    )
+    held, failed, open_ = (below("x < 0", Estimate(v, v - 0.5, v + 0.5)) for v in (-1.0, 1.0, 0.0))
     assert all_of([held, held]).verdict == "held"
     assert all_of([held, open_]).verdict == "undecided"
     assert all_of([held, open_, failed]).verdict == "failed"

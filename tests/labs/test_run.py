@@ -58,9 +58,7 @@ def test_two_processes_give_what_one_gives(lab, lab_run) -> None:
     run(lab, lab_run)
     both = replace(lab_run, out=lab_run.out.with_name("both"), jobs=2)
     heard: list[tuple[str, float]] = []
-    run_lab(
-        lab, both, machine={}, plan=lambda cells: lambda cell, share: heard.append((cell.key, share))
-    )
+    run_lab(lab, both, machine={}, plan=lambda cells: lambda cell, share: heard.append((cell.key, share)))
     assert sum(share == 1.0 for _, share in heard) == 4
     for one, two in zip(files(lab_run), files(both), strict=True):
         assert one.name == two.name

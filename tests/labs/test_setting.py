@@ -15,7 +15,9 @@ DATA = ("stdlib:",)
 def test_every_arm_has_a_config(name: str) -> None:
     lab = LABS[name]
     configs = [arm_config(lab, arm, DATA, steps=10, seed=3) for arm in lab.arms]
-    assert len({str(config) for config in configs}) + sum(arm.router_in_bfloat16 for arm in lab.arms) >= len(configs)
+    assert len({str(config) for config in configs}) + sum(arm.router_in_bfloat16 for arm in lab.arms) >= len(
+        configs
+    )
     assert {config.train.seed for config in configs} == {3}
     assert {config.train.batch_size * config.train.seq_len for config in configs} == {2048}
     assert all(config.optimizer.warmup_steps <= config.train.steps for config in configs)

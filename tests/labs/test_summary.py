@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from lab_records import record, results
 
@@ -10,8 +11,6 @@ from moeworks.labs.experiments import LABS
 from moeworks.labs.figures import Film, LineFigure, series
 from moeworks.labs.results import Results
 from moeworks.labs.summary import read_summary, summarise, write_summary
-
-import numpy as np
 
 
 @pytest.mark.parametrize("name", LABS)

@@ -39,9 +39,7 @@ def test_all_figures_of_all_labs(name: str) -> None:
 
 def test_intervals() -> None:
     bars = (Bar(name="<a>", value=1.0, low=0.5, high=2.0), Bar(name="b", value=-1.0, low=-1.5, high=0.0))
-    root = parsed(
-        IntervalFigure(key="k", title="T & U", caption="", x_title="x", bars=bars, reference=0.0)
-    )
+    root = parsed(IntervalFigure(key="k", title="T & U", caption="", x_title="x", bars=bars, reference=0.0))
     dots = [float(c.attrib["cx"]) for c in found(root, "circle")]
     lines = [line for line in found(root, "line") if line.attrib["class"] == "bar"]
     (reference,) = (line for line in found(root, "line") if line.attrib["class"] == "ref")
@@ -62,7 +60,12 @@ def test_lines_leave_gaps_out() -> None:
 
 def test_lines_without_points() -> None:
     figure = LineFigure(
-        key="k", title="t", caption="", x_title="x", y_title="y", series=(Series(name="a", x=(1.0,), y=(None,)),)
+        key="k",
+        title="t",
+        caption="",
+        x_title="x",
+        y_title="y",
+        series=(Series(name="a", x=(1.0,), y=(None,)),),
     )
     assert len(found(parsed(figure), "polyline")) == 1
 

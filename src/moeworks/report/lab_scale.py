@@ -25,8 +25,10 @@ class Scale:
 def linear(values: Sequence[float], start: float, stop: float, *, pad: float = 0.04) -> Scale:
     """An axis that holds all values, with a margin of `pad` of their range."""
     low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(largest, 1e-3):
+        half = 0.5 * largest if largest > 1e-6 else 1.0
+        low, high = low - half, high + half
     low, high = low - pad * (high - low), high + pad * (high - low)
     step = _round_step((high - low) / 5)
     first = math.ceil(low / step - 1e-9)

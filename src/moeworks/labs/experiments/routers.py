@@ -5,7 +5,21 @@ from moeworks.labs.judging import Judgement, all_of, below
 from moeworks.labs.lab import Arm, Budget, Column, Lab
 from moeworks.labs.results import Results
 
-ROUTERS: tuple[tuple[str, str, dict[str, object]], ...] = (("learned", "learned top-k, balance loss", {}),)
+
+def _choice(kind: str, **options: object) -> dict[str, object]:
+    """A way to choose experts that needs no balance loss."""
+    return {"model.router.choice": {"kind": kind, **options}, "balance.global_batch_coef": 0.0}
+
+
+ROUTERS: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("random", "experts drawn anew for every token and step", _choice("random")),
+    ("hash", "experts by the token's id, balanced by frequency", _choice("hash", function="balanced")),
+    ("reinforce", "policy gradient with a learned baseline", _choice("policy_gradient")),
+    ("expert choice", "experts choose tokens; cutoffs in evaluation", _choice("expert_choice")),
+    ("sinkhorn", "S-BASE: Sinkhorn; greedy in evaluation", _choice("sinkhorn")),
+    ("base", "BASE: linear assignment; greedy in evaluation", _choice("assignment")),
+    ("learned", "learned top-k, balance loss 0.01", {}),
+)
 """Name, words and overrides of every router beside the dense block."""
 
 
@@ -14,8 +28,18 @@ def _judge(results: Results) -> Judgement:
         [
             below("hash: bits per byte less those of dense < 0", results.difference("hash")),
             below("learned top-k: less those of hash < 0", results.difference("learned", "hash")),
-        ]
+        ],
+        note=_share(results),
     )
+
+
+def _share(results: Results) -> str:
+    """How much of the learned router's gain over dense a hash has already."""
+    hashed, learned = results.difference("hash"), results.difference("learned")
+    if hashed is None or learned is None or learned.high >= 0:
+        return ""
+    share = hashed.value / learned.value
+    return f"Of what the learned router gains over dense, the hash has {100 * share:.0f} %."
 
 
 LAB = Lab(
@@ -27,11 +51,10 @@ LAB = Lab(
     question="Held-out loss of each router over the same experts, and of a dense block of equal FLOPs per"
     " token.",
     baseline="dense",
-    setting={"model.router.top_k": 1, "model.router.renormalize": False, "model.experts.d_expert": 128},
     arms=(
         Arm(
             name="dense",
-            words="no experts",
+            words="one block of the active width",
             overrides={
                 "model.pattern.explicit": [],
                 "model.mlp.d_ff": 136,
@@ -43,7 +66,7 @@ LAB = Lab(
             for name, words, overrides in ROUTERS
         ),
     ),
-    full=Budget(steps=400, seeds=3),
+    full=Budget(steps=380, seeds=3),
     columns=(Column(metric="max_vio", title="MaxVio"), Column(metric="dead", title="dead share", digits=3)),
     figures=(
         loss_against("cpu_seconds", "Loss against time", "CPU seconds of one core"),
