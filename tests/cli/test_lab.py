@@ -20,13 +20,13 @@ def test_list(capsys) -> None:
 
 def test_a_quick_lab_on_the_default_corpus(tmp_path, capsys) -> None:
     """What a user runs, with fewer steps; then again, when everything is there."""
-    command = ["lab", "run", "shared", "--quick", "--steps", "25", "--jobs", "1", "--out", str(tmp_path)]
+    command = ["lab", "run", "shared", "--quick", "--steps", "8", "--jobs", "1", "--out", str(tmp_path)]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "in this setting" in out and "report-quick.html" in out
     summary = read_summary(tmp_path / "shared")
     assert [row.name for row in summary.rows] == ["0", "1", "2"]
-    assert all(row.bits is not None and 1.5 < row.bits.value < 4.5 for row in summary.rows)
+    assert all(row.bits is not None and 1.5 < row.bits.value < 6 for row in summary.rows)
     assert all(abs(row.flops_to_baseline - 1) < 0.01 for row in summary.rows)
     assert (tmp_path / "shared" / "report-quick.html").is_file()
     assert main([*command, "--json"]) == 0

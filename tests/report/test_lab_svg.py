@@ -59,14 +59,8 @@ def test_lines_leave_gaps_out() -> None:
 
 
 def test_lines_without_points() -> None:
-    figure = LineFigure(
-        key="k",
-        title="t",
-        caption="",
-        x_title="x",
-        y_title="y",
-        series=(Series(name="a", x=(1.0,), y=(None,)),),
-    )
+    nothing = Series(name="a", x=(1.0,), y=(None,))
+    figure = LineFigure(key="k", title="t", caption="", x_title="x", y_title="y", series=(nothing,))
     assert len(found(parsed(figure), "polyline")) == 1
 
 

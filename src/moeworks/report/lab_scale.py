@@ -39,7 +39,7 @@ def linear(values: Sequence[float], start: float, stop: float, *, pad: float = 0
 def logarithmic(values: Sequence[float], start: float, stop: float) -> Scale:
     """An axis of positive values, with ticks at 1, 2 and 5 times powers of ten."""
     low, high = min(values), max(values)
-    if high <= low:
+    if high <= low * (1 + 1e-9):
         low, high = low / 2, high * 2
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = tuple(m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high)
