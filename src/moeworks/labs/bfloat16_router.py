@@ -23,7 +23,7 @@ class BFloat16Router(Router):
         """Route T tokens; see Routing. Noise and biases take no part."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.bfloat16(), self.weight.bfloat16())
-            routing = self.choice(score_logits(logits_TE, self.config), context or RoutingContext())
+            routing = self.choice.choose(score_logits(logits_TE, self.config), context or RoutingContext())
             return replace(
                 routing,
                 routing_weights_TK=routing.routing_weights_TK.float(),
