@@ -13,7 +13,7 @@ from moeworks.ops.choices.assignment import assign
 
 
 def greatest_sum(scores: np.ndarray, top_k: int, capacity: int) -> float:
-    """K = 1: each expert as `capacity` columns; else the linear programme, with whole numbers at its corners."""
+    """K = 1: each expert as `capacity` columns; else a linear programme with whole corners."""
     tokens, experts = scores.shape
     if top_k == 1:
         wide = np.repeat(scores, capacity, axis=1)
