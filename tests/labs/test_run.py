@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -104,32 +103,41 @@ def test_stops_at_an_interrupt_and_goes_on(lab, lab_run, monkeypatch) -> None:
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-SCRIPT = """
-    import sys
-    from pathlib import Path
-    from moeworks.cli.main import main
-    sys.exit(main(["lab", "run", "shared", "--quick", "--steps", "3", "--jobs", "1", "--data", sys.argv[1],
-                   "--out", sys.argv[2], "--cache-dir", sys.argv[3]]))
-"""
+def children(process: subprocess.Popen[Any]) -> list[int]:
+    """Processes that `process` started; none where the system does not tell."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(word) for word in listed.read_text().split()] if listed.is_file() else []
 
 
-def test_killed_and_started_again(lab_run, tmp_path) -> None:
-    """A process that is killed between two cells leaves whole cells, and the next one takes the others."""
+def is_gone(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_killed_and_started_again(tmp_path) -> None:
+    """A run that is killed leaves whole cells and no processes, and the next one takes the other cells."""
     # Long enough texts for a vocabulary of 1,024 tokens.
     texts = tmp_path / "long"
     texts.mkdir()
     for number in range(12):
         words = " ".join(f"word{number * k % 997} {chr(97 + k % 26) * (k % 7 + 1)}" for k in range(1500))
         (texts / f"{number}.md").write_text(words)
-    arguments = [str(texts), str(tmp_path / "out"), str(tmp_path / "cache")]
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
+    options = ["--quick", "--steps", "3", "--jobs", "2", "--data", str(texts), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "moeworks", "lab", "run", "shared", *options]
+    command += ["--cache-dir", str(tmp_path / "cache")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     cells = tmp_path / "out" / "shared" / "cells"
     while process.poll() is None and not (cells.is_dir() and any(cells.glob("[!.]*.json"))):
         time.sleep(0.02)
+    started = children(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    for _ in range(200):
+        if all(is_gone(pid) for pid in started):
+            break
+        time.sleep(0.1)
+    assert all(is_gone(pid) for pid in started)
     kept = {path: path.read_bytes() for path in cells.glob("[!.]*.json")}
     assert kept
     assert subprocess.run(command, env=environment, capture_output=True, check=True).returncode == 0

@@ -4,7 +4,10 @@ Each finished cell is a file at once; cells that have one are not measured again
 """
 
 import multiprocessing
+import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -100,8 +103,18 @@ class _Worker:
 
 
 def _start_worker(told: "Queue[tuple[int, float]]") -> None:
+    # The first process decides about an interrupt, and takes the others along, also when it is killed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _Worker.told = told
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(number: int, cell: Cell, folder: Path) -> None:

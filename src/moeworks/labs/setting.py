@@ -26,7 +26,8 @@ def base_config(data: tuple[str, ...], cache_dir: str | None = None) -> RunConfi
     """About 0.2M active of 0.9M parameters: some 40 seconds of one CPU core for a million tokens.
 
     Muon for all hidden matrices, so that dense blocks and experts are trained alike; after 250 steps it is
-    0.6 bits per byte ahead of AdamW here.
+    0.6 bits per byte ahead of AdamW here. These learning rates are 0.17 ahead of 0.4 times them after 120
+    steps, and 0.04 ahead of twice them.
     """
     return RunConfig(
         data=data,
@@ -40,7 +41,7 @@ def base_config(data: tuple[str, ...], cache_dir: str | None = None) -> RunConfi
             router=RouterConfig(num_experts=16, top_k=2),
             experts=ExpertsConfig(d_expert=64),
         ),
-        optimizer=OptimizerConfig(lr=6e-3, warmup_steps=20),
+        optimizer=OptimizerConfig(lr=0.015, muon_lr=0.05, warmup_steps=20),
         train=TrainConfig(batch_size=16, seq_len=128, device="cpu", threads=1),
     )
 

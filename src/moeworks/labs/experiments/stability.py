@@ -5,7 +5,7 @@ from moeworks.labs.judging import Judgement, all_of, below
 from moeworks.labs.lab import Arm, Budget, Column, Lab
 from moeworks.labs.results import Results
 
-_USUAL, _HIGH = 0.006, 0.06
+_USUAL, _HIGH = 0.015, 0.075
 _MUON = 10 / 3
 """Muon's learning rate as a multiple of AdamW's."""
 
@@ -41,7 +41,7 @@ LAB = Lab(
     claim="In bfloat16 at a high learning rate, a router in float32 and a z-loss make training stable and the"
     " loss lower.",
     source="Fedus et al. 2021 (Switch), section 2.4; Zoph et al. 2022 (ST-MoE), section 3",
-    question="Held-out loss and divergence under bfloat16 autocast at ten times the usual learning rate,"
+    question="Held-out loss and divergence under bfloat16 autocast at five times the usual learning rate,"
     " with the router in float32 or bfloat16, with and without z-loss of 0.001.",
     baseline="high, float32 router",
     setting={"model.router.num_experts": 32},
