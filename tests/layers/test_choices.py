@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from random_layers import assert_same, gradients, make_config, random_moe
 from scipy.optimize import linear_sum_assignment
 
+from moeworks import balance_losses, total_balance_loss
 from moeworks.config import (
     AssignmentChoice,
     BalanceConfig,
@@ -214,3 +215,39 @@ def test_the_state_of_choices_stays_float32_and_is_saved():
     assert (
         "router.choice.cutoffs" not in random_moe(make_config(choice=ExpertChoice(causal="no"))).state_dict()
     )
+
+
+def test_the_dual_bias_balances_unseen_tokens():
+    torch.manual_seed(0)
+    moe = random_moe(make_config(num_experts=8, selection_bias=True))
+    moe.router.expert_bias.zero_()
+    balance = BalanceConfig(bias_rule="quantile", bias_rate=0.3, bias_recentre=True)
+    valid = torch.arange(256) % 5 != 0
+
+    def max_vio() -> float:
+        loads = moe.eval()(torch.randn(4096, 8, dtype=torch.float64))[1].tokens_per_expert()
+        return float(loads.max() / loads.double().mean() - 1)
+
+    before = max_vio()
+    for _ in range(30):
+        x = torch.randn(256, 8, dtype=torch.float64)
+        x[~valid] = 9.0
+        routing = moe.train()(x, valid=valid)[1]
+        moe.router.update(moe.router.statistics(routing, balance), balance)
+    assert before > 0.5
+    assert max_vio() < 0.15
+    assert moe.router.expert_bias.mean().abs() < 1e-6
+
+
+def test_device_limited_routing_and_the_losses_of_devices():
+    """Groups are devices (DeepSeek-V2, section 2.2.2): a token reaches top_k_groups of num_devices at most."""
+    config = make_config(num_experts=8, top_k=4, num_groups=4, top_k_groups=2, group_score="max")
+    moe = random_moe(config)
+    _, routing = moe(torch.randn(64, 8, dtype=torch.float64))
+    devices_TK = (routing.expert_ids_TK // 2).tolist()
+    assert max(len(set(row)) for row in devices_TK) == 2
+    balance = BalanceConfig(num_devices=4, device_coef=0.1, communication_coef=0.1)
+    losses = balance_losses([routing], balance)
+    assert losses.keys() == {"device", "communication"}
+    total_balance_loss(losses, balance).backward()
+    assert moe.router.weight.grad.any()

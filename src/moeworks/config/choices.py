@@ -70,7 +70,8 @@ class ExpertChoice(Choice):
     def looks_ahead(self, *, training: bool) -> str | None:
         if self.causal == "always" or (self.causal == "evaluation" and not training):
             return None
-        return "experts choose among all tokens, so that a token's experts depend on those after it"
+        why = "experts choose among all tokens, so that a token's experts depend on those after it"
+        return f"{why} (with causal = 'evaluation' or 'always' they do not, or only in training)"
 
     def check_router(self, router: "RouterConfig") -> None:
         factor = self.capacity_factor
