@@ -12,7 +12,7 @@ from moeworks.labs.results import Results
 from moeworks.labs.summary import LabSummary, read_summary, summarise
 from moeworks.report.lab_docs import index_markdown, lab_markdown, write_index, write_lab_docs
 from moeworks.report.lab_page import build_lab_page, write_lab_page
-from moeworks.report.lab_words import table_header, table_rows
+from moeworks.report.lab_words import narrow_table, table_header, table_rows
 
 
 def summary(name: str, *, quick: bool = False) -> LabSummary:
@@ -100,3 +100,12 @@ def test_markdown_tables_have_equal_columns() -> None:
     text = lab_markdown(summary("balance")) + index_markdown([summary("balance")])
     for block in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
         assert len({line.replace("\\|", "").count("|") for line in block.strip().splitlines()}) == 1
+
+
+def test_narrow_table_keeps_the_numbers() -> None:
+    found = summary("balance")
+    header, rows = narrow_table(found)
+    assert header[:4] == ["arm", "FLOPs a token", "CPU s", "bits per byte"]
+    assert header[-1] == table_header(found)[-1]
+    assert all(len(row) == len(header) for row in rows)
+    assert [row[-1] for row in rows] == [row[-1] for row in table_rows(found)]

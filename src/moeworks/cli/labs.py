@@ -17,7 +17,9 @@ from moeworks.labs.run import LabRun, run_lab
 from moeworks.labs.summary import LabSummary, read_summary
 from moeworks.report.lab_docs import write_index, write_lab_docs
 from moeworks.report.lab_page import write_lab_page
-from moeworks.report.lab_words import VERDICTS, evidence_line, seeds_note, table_header, table_rows
+from moeworks.report.lab_words import VERDICTS, evidence_line, narrow_table, seeds_note
+
+PIPED_WIDTH = 240  # intervals in every column
 
 
 def run(options: LabOptions) -> int:
@@ -73,8 +75,11 @@ def _run(options: RunOptions) -> int:
 def print_lab(summary: LabSummary, page: Path) -> None:
     """Claim, table and judgement."""
     screen = console()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, PIPED_WIDTH)
     screen.print(f"\n[bold]{summary.name}[/bold]{' (quick)' if summary.quick else ''}: {summary.claim}")
-    screen.print(grid("", table_header(summary), table_rows(summary)))
+    screen.print(grid("", *narrow_table(summary)))
+    screen.print(notes((row.name, row.words) for row in summary.rows))
     screen.print(seeds_note(summary), style="dim")
     judgement = summary.judgement
     screen.print(f"The claim [bold]{VERDICTS[judgement.verdict]}[/bold].")

@@ -49,7 +49,7 @@ class Results:
     def difference(self, arm: str, other: str | None = None) -> Estimate | None:
         """bits(arm) - bits(other), paired in seeds and documents; `other` defaults to the baseline.
 
-        None when no seed finished in both.
+        None when no seed finished in both, or there is no such arm.
         """
         pairs = [
             (one["documents"], two["documents"])
@@ -77,7 +77,7 @@ class Results:
         return np.array(rows, dtype=np.float64) if rows else None
 
     def _pairs(self, arm: str, other: str) -> list[tuple[Record, Record]]:
-        one, two = self._records[arm], self._records[other]
+        one, two = self._records.get(arm, {}), self._records.get(other, {})
         return [(one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())]
 
 

@@ -5,6 +5,8 @@ from moeworks.labs.judging import Evidence, Verdict
 from moeworks.labs.summary import ArmRow, LabSummary
 from moeworks.report.words import short_number
 
+_WIDE = ("what it is", "parameters", "active", "tokens")
+
 VERDICTS: dict[Verdict, str] = {
     "held": "held in this setting",
     "failed": "failed in this setting",
@@ -47,6 +49,14 @@ def table_header(summary: LabSummary) -> list[str]:
 def table_rows(summary: LabSummary) -> list[list[str]]:
     """A row for each arm."""
     return [_row(summary, row) for row in summary.rows]
+
+
+def narrow_table(summary: LabSummary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a terminal: without the columns that say what an arm is."""
+    header = table_header(summary)
+    kept = [place for place, name in enumerate(header) if name not in _WIDE]
+    rows = [[row[place] for place in kept] for row in table_rows(summary)]
+    return [header[place] for place in kept], rows
 
 
 def seeds_note(summary: LabSummary) -> str:

@@ -59,8 +59,8 @@ LAB = Lab(
         Arm(name="switch-0.1", words="Switch loss, 0.1", overrides=_off(switch_coef=0.1)),
         Arm(name="switch-1", words="Switch loss, 1", overrides=_off(switch_coef=1.0)),
         Arm(name="sequence", words="sequence-wise loss, 0.01", overrides=_off(sequence_coef=0.01)),
-        Arm(name="bias", words="loss-free bias, u = 0.001", overrides=_bias(0.001, "softmax")),
-        Arm(name="bias, sigmoid", words="the same, sigmoid, u = 0.01", overrides=_bias(0.01, "sigmoid")),
+        Arm(name="bias", words="loss-free bias, u = 0.01", overrides=_bias(0.01, "softmax")),
+        Arm(name="bias, sigmoid", words="the same with sigmoid scores", overrides=_bias(0.01, "sigmoid")),
     ),
     full=Budget(steps=400, seeds=3),
     columns=(

@@ -1,17 +1,20 @@
 """Lab 3: how much of the gain is sparsity, and how much is the router."""
 
+from typing import Any, get_args, get_type_hints
+
+from moeworks.config.choices import ChoiceConfig
 from moeworks.labs.curves import load_over_training, loss_against
 from moeworks.labs.judging import Judgement, all_of, below
 from moeworks.labs.lab import Arm, Budget, Column, Lab
 from moeworks.labs.results import Results
 
 
-def _choice(kind: str, **options: object) -> dict[str, object]:
+def _choice(kind: str, **options: object) -> dict[str, Any]:
     """A way to choose experts that needs no balance loss."""
     return {"model.router.choice": {"kind": kind, **options}, "balance.global_batch_coef": 0.0}
 
 
-ROUTERS: tuple[tuple[str, str, dict[str, object]], ...] = (
+ROUTERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("random", "experts drawn anew for every token and step", _choice("random")),
     ("hash", "experts by the token's id, balanced by frequency", _choice("hash", function="balanced")),
     ("reinforce", "policy gradient with a learned baseline", _choice("policy_gradient")),
@@ -21,6 +24,13 @@ ROUTERS: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("learned", "learned top-k, balance loss 0.01", {}),
 )
 """Name, words and overrides of every router beside the dense block."""
+
+_KINDS = {get_args(get_type_hints(choice)["kind"])[0] for choice in get_args(ChoiceConfig)}
+
+
+def _is_there(overrides: dict[str, Any]) -> bool:
+    """Whether this version of moeworks has the router."""
+    return overrides.get("model.router.choice", {"kind": "top_k"})["kind"] in _KINDS
 
 
 def _judge(results: Results) -> Judgement:
@@ -64,6 +74,7 @@ LAB = Lab(
         *(
             Arm(name=name, words=words, overrides=overrides, match="model.experts.d_expert")
             for name, words, overrides in ROUTERS
+            if _is_there(overrides)
         ),
     ),
     full=Budget(steps=380, seeds=3),
