@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from native_cases import needs_native
 from random_layers import gradients, make_config, random_moe, randomise_
 from tiny_run import random_batch, split_rows, tiny_config, tiny_corpus, tiny_trainer, write_texts
 from torch.utils.checkpoint import checkpoint
@@ -318,7 +319,9 @@ def test_pitfall_24_state_moves_once_per_optimizer_step(texts, name, monkeypatch
 
 
 @every_router
-@pytest.mark.parametrize("backend", ["reference", "sorted", "grouped_mm", "native"])
+@pytest.mark.parametrize(
+    "backend", ["reference", "sorted", "grouped_mm", pytest.param("native", marks=needs_native)]
+)
 def test_pitfall_29_experts_and_rows_without_tokens(name, backend):
     moe = random_moe(make_config(**ROUTERS[name]), backend=backend, dtype=torch.float32)
     x = tokens().float().requires_grad_()
