@@ -17,6 +17,8 @@ from moeworks.generate.speculative import Acceptance, generate_ahead
 
 LATENT = replace(from_hf(DEEPSEEK), max_seq_len=64)
 GROUPED = replace(tiny_config("glm4_moe"), num_mtp_layers=1)
+SHARED = replace(tiny_config("glm_moe_dsa_shared"), num_mtp_layers=1)
+"""Its last layers have no indexer of their own, its draft layer has."""
 GREEDY = SamplingConfig(temperature=0)
 
 
@@ -25,7 +27,7 @@ def make(config, seed: int = 0) -> Decoder:
     return randomise_(Decoder(config).double(), std=0.4).eval()
 
 
-@pytest.mark.parametrize("config", [LATENT, GROUPED], ids=["latent", "grouped"])
+@pytest.mark.parametrize("config", [LATENT, GROUPED, SHARED], ids=["latent", "grouped", "shared indexer"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_output_is_that_of_greedy_decoding(config, seed):
     model, prompt = make(config, seed), [3, 17, 5, 9 + seed]

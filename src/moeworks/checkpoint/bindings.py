@@ -1,7 +1,7 @@
 """Weight rules applied to a model: which view of its tensors each published tensor is."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -14,6 +14,7 @@ from moeworks.errors import CheckpointError
 
 _LISTED = 5
 _EXPERT = "{e}"
+_PLACE = "{s}"
 _FREQUENCIES = "*.rotary_emb.inv_freq"
 """Buffers of old checkpoints that the config determines."""
 
@@ -75,10 +76,12 @@ def bind(
     bindings = list(_instances(weights.top, "", "", Place(model, model.attention), tensors, present))
     for layer in range(model.num_layers):
         place = Place(model, model.mixer(layer))
-        theirs = weights.layer_prefix.format(i=layer)
-        bindings += _instances(weights.layer, theirs, f"layers.{layer}.", place, tensors, present)
+        number, part = divmod(layer, weights.layers_in_one)
+        rules = _at(weights.layer, part)
+        theirs = weights.layer_prefix.format(i=number)
+        bindings += _instances(rules, theirs, f"layers.{layer}.", place, tensors, present)
     for extra in range(model.num_mtp_layers):
-        place = Place(model, model.mixer(model.num_layers - 1))
+        place = Place(model, model.mixer(model.mtp_like))
         theirs = weights.layer_prefix.format(i=model.num_layers + extra)
         bindings += _instances(weights.layer, theirs, f"mtp.{extra}.block.", place, tensors, present)
         bindings += _instances(weights.mtp, theirs, f"mtp.{extra}.", place, tensors, present)
@@ -115,7 +118,7 @@ def check_names(
     problems += [
         f"{name} is unknown to the model"
         for name in renamed.keys() - bindings.keys()
-        if not _ignored(weights, name)
+        if not _ignored(weights, name, model.num_layers)
     ]
     for name in bindings.keys() & renamed.keys():
         got, want = source.shape(renamed[name]), bindings[name].shape
@@ -139,8 +142,23 @@ def usual_names(weights: WeightMap, names: Iterable[str]) -> dict[str, str]:
     return usual
 
 
-def _ignored(weights: WeightMap, name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (*weights.ignored, _FREQUENCIES))
+def _ignored(weights: WeightMap, name: str, layers: int) -> bool:
+    patterns = (pattern.replace("{n}", str(layers)) for pattern in weights.ignored)
+    return any(fnmatchcase(name, pattern) for pattern in (*patterns, _FREQUENCIES))
+
+
+def _at(rules: Rules, part: int) -> Rules:
+    """`rules` for the layer at place `part` of those that make one published layer."""
+
+    def named(rule: Rule) -> Rule:
+        return replace(rule, theirs=rule.theirs.replace(_PLACE, str(part)))
+
+    return tuple(
+        named(entry)
+        if isinstance(entry, Rule)
+        else Either(tuple(tuple(named(rule) for rule in option) for option in entry.options))
+        for entry in rules
+    )
 
 
 def _instances(

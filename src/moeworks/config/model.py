@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.layout import LayerPatternConfig, NormConfig
-from moeworks.config.mixers import GQAConfig, MixerConfig
+from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig, check_shared_indexers
 from moeworks.config.router import RouterConfig
 from moeworks.errors import check
 
@@ -208,6 +208,21 @@ class ModelConfig:
         return (self.attention, *self.mixers)[choice]
 
     @property
+    def mtp_like(self) -> int:
+        """The layer that multi-token prediction layers are like: the last one that needs no earlier one."""
+
+        def shares(layer: int) -> bool:
+            mixer = self.mixer(layer)
+            return isinstance(mixer, MLAConfig) and mixer.indexer is not None and mixer.indexer.shared
+
+        return next(layer for layer in reversed(range(self.num_layers)) if not shares(layer))
+
+    @property
+    def dense_blocks(self) -> int:
+        """How many layers have a dense block."""
+        return self.num_layers - (0 if self.pattern.shortcut else len(self.moe_layers))
+
+    @property
     def mixer_of_layers(self) -> tuple[MixerConfig, ...]:
         """The mixer of each layer."""
         return tuple(self.mixer(layer) for layer in range(self.num_layers))
@@ -234,6 +249,7 @@ class ModelConfig:
             layers,
             f"names a layer outside 0 .. {self.num_layers - 1}",
         )
+        self.pattern.check_shortcut(self.num_layers, self.norm.placement)
 
     def _check_mixers(self) -> None:
         for mixer in (self.attention, *self.mixers):
@@ -252,6 +268,7 @@ class ModelConfig:
             chosen,
             f"names a mixer outside 0 .. {len(self.mixers)}",
         )
+        check_shared_indexers(self.mixer_of_layers)
 
     def _check_gqa(self, mixer: GQAConfig) -> None:
         heads = mixer.num_heads

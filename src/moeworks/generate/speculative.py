@@ -36,11 +36,12 @@ class _Drafter:
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
         self._model, self._cache = model, cache
-        self._mixer = model.config.mixer(model.config.num_layers - 1)
+        self._layer = model.config.mtp_like
+        self._mixer = model.config.mixer(self._layer)
 
     def draft(self, hidden_BLD: Tensor, next_BL: Tensor) -> int:
         """The token after the last of `next`, which follow the positions of `hidden`."""
-        layer, held = self._model.mtp[0], self._cache.layers[-1]
+        layer, held = self._model.mtp[0], self._cache.layers[self._layer]
         slots = Slots(next_BL.shape[1], held.length, device=next_BL.device)
         inputs = mixer_inputs(self._mixer, self._model.config, slots, held.first_key)
         embedded = self._model.embed_tokens(next_BL)

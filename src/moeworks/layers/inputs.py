@@ -86,6 +86,8 @@ def token_positions(slots: Slots) -> Tensor:
 
 def _knows_places(mixer: MixerConfig) -> bool:
     """Whether positions matter beyond their distances: then they count from a document's start."""
+    if isinstance(mixer, MLAConfig):
+        return mixer.temperature_floor is not None
     if not isinstance(mixer, GQAConfig):
         return False
     weighted = mixer.qk_norm and mixer.qk_norm_after_rope and mixer.qk_norm_kind != "l2"

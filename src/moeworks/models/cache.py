@@ -28,10 +28,15 @@ class LayerKVCache:
     """Slot of the first key that append returns."""
 
     def __init__(
-        self, shape_BGSP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+        self,
+        shape_BGSP: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        v_width: int | None = None,
     ) -> None:
+        """`shape_BGSP` of the keys; `v_width` of a value, None for that of a key."""
         self._k = torch.empty(shape_BGSP, dtype=dtype, device=device)
-        self._v = torch.empty_like(self._k)
+        self._v = torch.empty((*shape_BGSP[:3], v_width or shape_BGSP[3]), dtype=dtype, device=device)
         self.length = 0
 
     def append(self, k_BGLP: Tensor, v_BGLP: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,19 +54,24 @@ class LayerKVCache:
 
     def values(self) -> int:
         """Numbers held for the positions so far."""
-        return 2 * self._k[:, :, : self.length].numel()
+        return sum(t.numel() for t in self.held())
 
 
 class BoundedKVCache:
     """Keys and values of one layer, of the positions that a next token can still see."""
 
     def __init__(
-        self, shape_BGWP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+        self,
+        shape_BGWP: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        v_width: int | None = None,
     ) -> None:
-        """`shape_BGWP` with the reach W: a token sees at most W positions, its own included."""
+        """`shape_BGWP` of the keys, with the reach W: a token sees at most W positions, its own included;
+        `v_width` of a value, None for that of a key."""
         batch, groups, self.reach, width = shape_BGWP
         self._k = torch.empty((batch, groups, 0, width), dtype=dtype, device=device)
-        self._v = torch.empty_like(self._k)
+        self._v = torch.empty((batch, groups, 0, v_width or width), dtype=dtype, device=device)
         self.length = 0
 
     @property
@@ -85,7 +95,7 @@ class BoundedKVCache:
 
     def values(self) -> int:
         """Numbers held."""
-        return 2 * self._k.numel()
+        return self._k.numel() + self._v.numel()
 
 
 class LatentKVCache:
@@ -216,7 +226,7 @@ def _layer_cache(
     if isinstance(mixer, GatedDeltaConfig):
         return StateCache()
     if isinstance(mixer, MLAConfig):
-        index = () if mixer.indexer is None else (mixer.indexer.head_dim,)
+        index = () if mixer.own_indexer is None else (mixer.own_indexer.head_dim,)
         widths = (mixer.kv_lora_rank, mixer.rope_head_dim, *index)
         return LatentKVCache(batch, max_len, widths, dtype, device)
     if isinstance(mixer, MixtureOfAttentionConfig):
@@ -226,5 +236,5 @@ def _layer_cache(
     width = config.gqa_head_dim(mixer)
     reach = count_mixer(mixer, config.d_model).cache_reach
     if reach is not None and reach < max_len:
-        return BoundedKVCache((batch, mixer.num_kv_heads, reach, width), dtype, device)
-    return LayerKVCache((batch, mixer.num_kv_heads, max_len, width), dtype, device)
+        return BoundedKVCache((batch, mixer.num_kv_heads, reach, width), dtype, device, mixer.v_head_dim)
+    return LayerKVCache((batch, mixer.num_kv_heads, max_len, width), dtype, device, mixer.v_head_dim)

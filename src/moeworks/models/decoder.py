@@ -11,7 +11,7 @@ from moeworks.errors import ConfigError, check
 from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs, token_positions
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
-from moeworks.models.block import Block, BlockContext, BlockRoutings
+from moeworks.models.block import NOTHING, Block, BlockContext, BlockRoutings
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
 from moeworks.models.mtp import MTPLayer
@@ -104,13 +104,17 @@ class Decoder(nn.Module):
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
         x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
-        routings = []
+        routings, carry = [], NOTHING
         for index, block in enumerate(self.layers):
             layer_inputs = inputs[choices[index]]
             if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
-                x_BLD, decided = checkpoint(block, x_BLD, layer_inputs, context, use_reentrant=False)
+                x_BLD, decided, carry = checkpoint(
+                    block, x_BLD, layer_inputs, context, None, carry, use_reentrant=False
+                )
             else:
-                x_BLD, decided = block(x_BLD, layer_inputs, context, cache and cache.layers[index])
+                x_BLD, decided, carry = block(
+                    x_BLD, layer_inputs, context, cache and cache.layers[index], carry
+                )
             routings.append(decided)
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
         predicted: list[Tensor] = []
@@ -143,7 +147,7 @@ class Decoder(nn.Module):
             valid = None if valid_BL is None else valid_BL[:, depth:]
             types = None if token_types_BL is None else token_types_BL[:, depth:]
             inputs, context = self._context(tokens_BL, documents, valid, None, types)
-            choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[-1]
+            choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[self.config.mtp_like]
             hidden_BLD, decided = layer(
                 hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
             )

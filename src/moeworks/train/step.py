@@ -6,7 +6,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,8 +24,18 @@ from moeworks.ops.losses import (
     total_balance_loss,
 )
 from moeworks.ops.mtp import mtp_loss
-from moeworks.ops.routing import Routing
+from moeworks.ops.routing import Routing, count_assignments
 from moeworks.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What the alarms need beside the counts, of the global batch of one step; without MTP layers."""
+
+    logit_size_l: Tensor
+    """[MoE layers]: mean over valid tokens of the largest absolute router logit."""
+    domain_counts: Tensor
+    """int64 [domains, MoE layers, E]; no rows where domains are not watched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +54,8 @@ class StepLosses:
     """[MoE layers]: share of assignments that capacity dropped."""
     statistics: tuple[Statistics, ...] = ()
     """Per MoE layer what its router's state moves by, those of MTP layers last."""
+    watched: Watched | None = None
+    """None where alarms are off, or the model is dense."""
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
@@ -59,10 +71,12 @@ def accumulate_gradients(
     config: RunConfig,
     world: World,
     routers: Sequence[RouterModule] = (),
+    watched_domains: int = 0,
 ) -> StepLosses:
     """Forward and backward of this rank's micro-batches; gradients are local, the losses global.
 
     `routers` are those whose statistics `update_routers` will read, in the order of the routings.
+    `watched_domains` is the number of domains whose assignments are counted on their own.
     """
     total = _total_tokens(batches, world)
     totals = _totals_ahead(model, batches, config, world)
@@ -83,7 +97,10 @@ def accumulate_gradients(
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
         statistics = _statistics(routers, output.routings, config.balance)
-        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead, statistics))
+        part = _detached(output.routings, cross_entropy, balance, share, ahead, statistics)
+        if config.alarms.enabled and balanced:
+            part = replace(part, watched=_watched(balanced, batch, share, watched_domains))
+        parts.append(part)
     return _combined(parts, world)
 
 
@@ -191,6 +208,34 @@ def _detached(
     )
 
 
+@torch.no_grad()
+def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: int) -> Watched:
+    valid_T, domain_T1 = batch.valid_BL.flatten(), batch.domain_ids_BL.reshape(-1, 1)
+    sizes = [_logit_size(routing, valid_T) * share for routing in routings]
+    experts = routings[0].num_experts
+    # An expert of a domain is an expert of its own, and so is its empty slot, which is left out in the end.
+    ids = experts + 1
+    counts = (
+        [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
+        if domains
+        else []
+    )
+    device = share.device
+    empty = torch.zeros(0, len(routings), experts, dtype=torch.int64, device=device)
+    by_domain = (
+        torch.stack(counts).view(len(routings), domains, ids).transpose(0, 1)[..., :experts]
+        if domains
+        else empty
+    )
+    return Watched(torch.stack(sizes), by_domain)
+
+
+def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
+    """Mean over valid tokens of the largest absolute logit."""
+    size_T = routing.router_logits_TE.abs().amax(dim=1)
+    return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
+
+
 def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
     """The sum over micro-batches and ranks: every part already carries its share."""
     return StepLosses(
@@ -206,4 +251,14 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
             }
             for layers in zip(*(p.statistics for p in parts), strict=True)
         ),
+        watched=_combined_watch([p.watched for p in parts if p.watched is not None], world),
+    )
+
+
+def _combined_watch(parts: Sequence[Watched], world: World) -> Watched | None:
+    if not parts:
+        return None
+    return Watched(
+        logit_size_l=world.sum_(torch.stack([p.logit_size_l for p in parts]).sum(dim=0)),
+        domain_counts=world.sum_(torch.stack([p.domain_counts for p in parts]).sum(dim=0)),
     )
