@@ -50,6 +50,11 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.simulation",
         "what a cache, devices or speculation would do with a trace",
     ),
+    "lab": Verb(
+        "moeworks.cli.lab",
+        "moeworks.cli.labs",
+        "short experiments that settle claims about MoE models: lab list, run, report",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",
