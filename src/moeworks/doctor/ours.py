@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class OurSubject(Subject):
     def adapt(self, model: nn.Module) -> Adapted:
         places = [
             (moe.experts, name)
-            for _, moe in self._layers(model)
+            for _, moe in self._layers(model)[: len(self.blocks(model))]
             for name, parameter in list(moe.experts.named_parameters())
             if parameter.dim() == 3
         ]
@@ -158,7 +158,10 @@ class LayerSubject(OurSubject):
             reported, objective = reported + task.detach(), objective + loss.detach()
             counts = counts + torch.stack([r.tokens_per_expert() for r in seen.routings])
         step.update_expert_biases(model, counts, self._balance)
-        return Step(reported, objective, reported)
+        return Step(reported, objective)
+
+    def task(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        return _squares(self.output(model, inputs), inputs)
 
     def save_and_load(self, model: nn.Module, folder: Path) -> nn.Module:
         return _own_round_trip(model, self.fresh(seed=9), folder)
@@ -175,8 +178,9 @@ class DecoderSubject(OurSubject):
         if not self.config.moe_layers:
             raise ConfigError(f"{name}: a dense model; it has no MoE layer to examine")
         self.claims = self._claims(model.config.router, model.config.capacity)
-        train = TrainConfig(precision="float32", device="cpu")
+        train = TrainConfig(precision="float32", device="cpu", seq_len=min(16, self.config.max_seq_len))
         self._run_config = RunConfig(model=self.config, balance=self._balance, train=train)
+        self.claims = replace(self.claims, step_wide_balance=not self._balance.switch_coef)
 
     def inputs(self, rows: int = 2, length: int = 12, seed: int = 0) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
@@ -215,15 +219,19 @@ class DecoderSubject(OurSubject):
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
         assert isinstance(model, Decoder)
         records = [_batch(batch) for batch in batches]
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            task = _cross_entropy(model, records)
         result = step.accumulate_gradients(model, records, self._run_config, World())
         step.update_expert_biases(model, result.counts_lE, self._balance)
         added = sum(
             (getattr(self._balance, f"{name}_coef") * value for name, value in result.balance.items()),
             torch.zeros(()),
         )
-        return Step(result.loss, result.loss + added, task)
+        return Step(result.loss, result.loss + added)
+
+    def task(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        assert isinstance(model, Decoder)
+        if self.config.num_mtp_layers:
+            raise Unavailable("its objective has a part of its MTP layers")
+        return _cross_entropy(model, [_batch(inputs)])
 
     def save_and_load(self, model: nn.Module, folder: Path) -> nn.Module:
         assert isinstance(model, Decoder)
@@ -265,6 +273,7 @@ def _claims(router: RouterConfig, capacity: CapacityConfig, balance: BalanceConf
         drop_policy=capacity.drop_policy,
         drops_in_evaluation=capacity.eval_capacity_factor is not None,
         causal=causal,
+        chooses_by="logits" if router.score_order == "after_top_k" else "scores",
         bias_is_trained=router.selection_bias,
         balance_coef=max(coefs) or None,
     )

@@ -105,6 +105,10 @@ class Claims:
     """A capacity for the whole batch binds in evaluation too, so that rows depend on each other."""
     causal: bool = True
     """No position depends on a later one."""
+    chooses_by: Literal["scores", "logits"] = "scores"
+    """What the selection bias is added to."""
+    step_wide_balance: bool = False
+    """The balance loss is that of the whole optimizer step, not one of each micro-batch."""
     bias_is_trained: bool = False
     """Loss-free balancing: the selection bias is there to be moved during training."""
     balance_coef: float | None = None
@@ -119,8 +123,6 @@ class Step:
     """The loss that is shown."""
     objective: Tensor
     """The loss whose gradient was taken, balance losses included."""
-    cross_entropy: Tensor
-    """The task's loss alone, computed from the outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +170,10 @@ class Subject:
     def fresh(self, seed: int) -> nn.Module:
         """The model as its own initialisation leaves it."""
         raise Unavailable("there is no way to build it anew")
+
+    def task(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """The loss that training has beside balance, with its graph."""
+        raise Unavailable("it has no training step")
 
     def balance(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         """Balance losses by name (switch, sequence, z, ...) as the model's code computes them when asked."""
