@@ -33,7 +33,7 @@ def decoder_subject(balance: BalanceConfig | None = None, **router: Any) -> Deco
             num_layers=3,
             max_seq_len=64,
             attention=GQAConfig(num_heads=2, num_kv_heads=1),
-            pattern=LayerPatternConfig(first_dense=1),
+            pattern=LayerPatternConfig(explicit=(1, 2)),
             router=RouterConfig(**{**dict(num_experts=12, top_k=2), **router}),
             experts=ExpertsConfig(d_expert=12),
         )

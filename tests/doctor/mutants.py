@@ -145,7 +145,7 @@ def output_bias_without_its_weight(patch: Patch) -> None:
 @mutant(8, "ties")
 def ties_left_to_chance(patch: Patch) -> None:
     def top_k(values: Tensor, k: int) -> Tensor:
-        return (values + 1e-9 * torch.rand_like(values)).topk(k, dim=-1).indices
+        return (values + 1e-6 * torch.rand_like(values)).topk(k, dim=-1).indices
 
     patch.setattr(routing, "stable_top_k", top_k)
 
@@ -294,21 +294,21 @@ def a_counter_that_recomputation_moves(patch: Patch) -> None:
 
 
 def count_in_forward(patch: Patch, *, training_only: bool = False) -> None:
-    """Counts of tokens in a buffer, as many libraries keep them."""
-    plain, build = moe.MoE.forward, moe.MoE.__init__
+    """Counts of tokens in a buffer of the router, as many libraries keep them."""
+    plain, build = router.Router.forward, router.Router.__init__
 
-    def init(self: moe.MoE, config: Any, **rest: Any) -> None:
-        build(self, config, **rest)
+    def init(self: router.Router, config: RouterConfig, width: int) -> None:
+        build(self, config, width)
         self.register_buffer("counted", torch.zeros(config.num_routes), persistent=False)
 
-    def forward(self: moe.MoE, x: Tensor, **rest: Any) -> tuple[Tensor, Routing]:
-        y, made = plain(self, x, **rest)
+    def forward(self: router.Router, x: Tensor, **rest: Any) -> Routing:
+        made = plain(self, x, **rest)
         if torch.is_grad_enabled() or not training_only:
             self.counted += made.tokens_per_expert()
-        return y, made
+        return made
 
-    patch.setattr(moe.MoE, "__init__", init)
-    patch.setattr(moe.MoE, "forward", forward)
+    patch.setattr(router.Router, "__init__", init)
+    patch.setattr(router.Router, "forward", forward)
 
 
 @mutant(42, "adapters")

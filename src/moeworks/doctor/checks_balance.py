@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moeworks.doctor import definitions
 from moeworks.doctor.checks_bias import padded
 from moeworks.doctor.probes import TOLERANCE, gap, gradients, seeded, worst_gap
-from moeworks.doctor.subject import Inputs, Subject, Unavailable
+from moeworks.doctor.subject import Claims, Inputs, Subject, Unavailable
 from moeworks.doctor.verdict import Outcome, failed, invariant, judge
 from moeworks.ops.routing import Routing
 
@@ -134,7 +134,7 @@ def _unbiased(subject: Subject, routing: Routing) -> Tensor:
     return (routing.router_logits_TE if by_logits else routing.router_probs_TE).detach()
 
 
-_UNGROUPED = type("Ungrouped", (), {"num_groups": 1})()
+_UNGROUPED = Claims()
 
 
 @invariant("balance-gradient", "balance loss teaches the router", 11, 12, 16)
@@ -214,7 +214,7 @@ def objective(subject: Subject) -> Outcome:
     return judge(difference < 0.02, f"off by {difference:.1%} of the balance loss's gradient")
 
 
-@invariant("micro-batches", "same step in any micro-batches", 16)
+@invariant("micro-batches", "same step in any micro-batches", 16, 28)
 def micro_batches(subject: Subject) -> Outcome:
     """A step cut into micro-batches has the gradients of the step in one piece, those of the balance loss
     included: not twice as much for twice as many. A balance loss that is by definition one of each
@@ -281,7 +281,7 @@ def stateless(subject: Subject) -> Outcome:
     except Unavailable:
         return judge(True, "freed; it offers no balance loss")
     for seed in (5, 6):
-        seeded(subject, model, subject.inputs(2, seed=seed))
+        subject.balance(model, subject.inputs(2, seed=seed))
         with torch.no_grad():
             seeded(subject, model.eval(), subject.inputs(2, seed=seed))
         model.train()

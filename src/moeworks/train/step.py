@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
@@ -77,7 +77,7 @@ def accumulate_gradients(
     return _combined(parts, world)
 
 
-def update_expert_biases(model: Decoder, counts_lE: Tensor, config: BalanceConfig) -> None:
+def update_expert_biases(model: nn.Module, counts_lE: Tensor, config: BalanceConfig) -> None:
     """Move the expert_bias of every MoE layer by the step's counts; call once per optimizer step."""
     if config.bias_rule == "none":
         return
