@@ -17,7 +17,7 @@ def randomise_(model: torch.nn.Module, seed: int = 0) -> None:
             tensor.copy_(noise * 0.5)
         elif "norm" in name and name.endswith("weight"):
             tensor.copy_((tensor.mean() > 0.5) + noise * 0.2)
-        elif tensor.dim() == 1 or name.endswith("bias"):
+        elif tensor.dim() <= 1 or name.endswith("bias"):
             tensor.copy_(noise * 0.2)
         elif ("gate" in name.split(".")[-2:][0] and "proj" not in name) or "router" in name:
             tensor.copy_(noise * 0.7)

@@ -18,6 +18,7 @@ def summarise_trace(path: Path, seconds: float, recording_share: float | None) -
     number = np.bincount(tokens.domain, minlength=len(tokens.domains))
     return {
         "trace": str(path),
+        "engine": header.engine,
         "tokens": trace.num_tokens,
         "documents": len(np.unique(tokens.document)),
         "sequences": len(np.unique(tokens.sequence)),
@@ -50,6 +51,7 @@ def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
         f"{summary['tokens']:,} tokens of {summary['documents']:,} documents,"
         f" {len(summary['layers'])} MoE layers of {summary['num_experts']} experts, top {summary['top_k']}",
         f"domains: {counts}",
+        f"computed by {summary['engine']}",
         f"{summary['trace']}: {size}",
     ]
     if share is not None:

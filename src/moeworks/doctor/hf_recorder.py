@@ -33,8 +33,8 @@ class RoutedPass:
     stack: str
     """Path of the module that owns the layers, e.g. "model", or "encoder" and "decoder"."""
     layers: tuple[int, ...]
-    """The MoE layers that ran, by their index in the stack, dense ones counted. Where a stack runs its layers
-    several times in one pass, those of the second time come after all of the first."""
+    """The MoE layers that ran, by their index in the stack, dense ones counted; ascending. Where a stack runs
+    a layer again in the same pass, its n-th time (from 0) counts as index + n * (layers of the stack)."""
     routings: tuple[Routing, ...]
     """One per entry of `layers`; valid_T is there where the model was given an attention mask."""
     shape: tuple[int, int] | None
@@ -186,8 +186,7 @@ def _arguments(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str
 def _cached(arguments: dict[str, Any]) -> int:
     """Tokens that the cache holds."""
     cache = arguments.get("cache", arguments.get("past_key_values"))
-    length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
-    return int(length)
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
 
 def _finish(stack: str, owner: nn.Module, opened: _Open, outer: dict[str, Any], detach: bool) -> RoutedPass:
@@ -209,7 +208,8 @@ def _finish(stack: str, owner: nn.Module, opened: _Open, outer: dict[str, Any], 
         _check_rows(opened, shape)
     valid_T = None if valid_BL is None else valid_BL.reshape(-1)
     visits: dict[str, int] = {}
-    layers, routings, attention = [], [], []
+    numbered: dict[int, Routing] = {}
+    attention = []
     for block, choice in opened.chosen:
         routing = to_routing(choice, valid_T, sequences_T)
         if detach:
@@ -218,12 +218,11 @@ def _finish(stack: str, owner: nn.Module, opened: _Open, outer: dict[str, Any], 
             attention.append(routing)
             continue
         visit = visits[block.path] = visits.get(block.path, -1) + 1
-        layers.append(block.layer + visit * block.depth)
-        routings.append(routing)
+        numbered[block.layer + visit * block.depth] = routing
     phase = "train" if owner.training else "decode" if past else "prefill"
-    return RoutedPass(
-        stack, tuple(layers), tuple(routings), shape, tokens, positions_BL, phase, tuple(attention)
-    )
+    layers = tuple(sorted(numbered))
+    routings = tuple(numbered[layer] for layer in layers)
+    return RoutedPass(stack, layers, routings, shape, tokens, positions_BL, phase, tuple(attention))
 
 
 def _mask(own: dict[str, Any], outer: dict[str, Any], length: int) -> Tensor | None:

@@ -107,8 +107,8 @@ def _usual(path: str, module: nn.Module) -> Reading | None:
     routers = [name for name, child in children.items() if _is_router(name, child)]
     if len(routers) != 1:
         raise ConfigError(
-            f"{path or 'model'} is a {type(module).__name__}: it has experts and {len(routers)} routers beside"
-            " them that are known here; there must be one"
+            f"{path or 'model'} is a {type(module).__name__}: it has experts and {len(routers)} routers that"
+            " are known here; there must be one"
         )
     return Reading(((routers[0], "out"), ("experts", "in")), _given)
 
