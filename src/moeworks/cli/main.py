@@ -50,6 +50,11 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.simulation",
         "what a cache, devices or speculation would do with a trace",
     ),
+    "doctor": Verb(
+        "moeworks.cli.doctor",
+        "moeworks.cli.diagnosis",
+        "does this MoE do what it claims? named checks, also for transformers models",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",

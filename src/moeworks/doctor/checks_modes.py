@@ -5,7 +5,15 @@ from torch import Tensor, nn
 
 from moeworks.doctor import definitions
 from moeworks.doctor.checks_bias import padded
-from moeworks.doctor.probes import TOLERANCE, changed, gap, seeded, seeded_output, state_of
+from moeworks.doctor.probes import (
+    TOLERANCE,
+    changed,
+    gap,
+    repeats_in_training,
+    seeded,
+    seeded_output,
+    state_of,
+)
 from moeworks.doctor.subject import Inputs, Subject, Unavailable
 from moeworks.doctor.verdict import Outcome, invariant, judge
 from moeworks.ops.routing import Routing
@@ -93,14 +101,9 @@ def causality(subject: Subject) -> Outcome:
 
 def _modes(subject: Subject) -> list[tuple[str, nn.Module]]:
     """Evaluation, and training if it does the same for every random seed."""
-    model, batch = subject.model().train(), subject.inputs(2)
-    outputs = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            outputs.append(subject.output(model, batch))
+    model = subject.model().train()
     modes = [("evaluation", subject.model())]
-    return [*modes, ("training", model)] if torch.equal(*outputs) else modes
+    return [*modes, ("training", model)] if repeats_in_training(subject, model) else modes
 
 
 @invariant("capacity", "capacity is kept to", 13, 31, 32)

@@ -54,7 +54,9 @@ class OurSubject(Subject):
         self._balance = balance or BalanceConfig(bias_rule="sign" if biased else "none")
 
     def model(self) -> nn.Module:
-        return copy.deepcopy(self._module).float().requires_grad_(True).eval()
+        # Configs are frozen: they need no copies.
+        kept = {id(c): c for m in self._module.modules() if (c := getattr(m, "config", None)) is not None}
+        return copy.deepcopy(self._module, kept).float().requires_grad_(True).eval()
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         return tuple(_block(path, moe) for path, moe in self._layers(model))

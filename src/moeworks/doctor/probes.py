@@ -34,6 +34,16 @@ def seeded_output(subject: Subject, model: nn.Module, inputs: Inputs) -> Tensor:
     return subject.output(model, inputs).detach()
 
 
+def repeats_in_training(subject: Subject, model: nn.Module) -> bool:
+    """Whether `model`, in training mode, does the same for every random seed."""
+    outputs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            outputs.append(subject.output(model, subject.inputs(2)))
+    return torch.equal(*outputs)
+
+
 def probe(output: Tensor) -> Tensor:
     """A scalar that every element of the output moves, as a task's loss would."""
     generator = torch.Generator().manual_seed(5)

@@ -183,6 +183,10 @@ class Subject:
         """What training adds to its objective for balance when nobody asks; None or 0 is nothing."""
         raise Unavailable("it offers no balance loss")
 
+    def balance_in_step(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
+        """What `step` adds to its objective for balance; where it has to be asked for, `step` asks."""
+        return self.balance_by_default(model, inputs)
+
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
         """One optimizer step over micro-batches, without the update of the weights but with everything else
         that a step changes."""
