@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from moeworks import BalanceConfig, Decoder, MoE, MoEConfig, ModelConfig
+from moeworks import BalanceConfig, Decoder, ModelConfig, MoE, MoEConfig
 from moeworks.config import ExpertsConfig, GQAConfig, RouterConfig
 from moeworks.config.layout import LayerPatternConfig
 from moeworks.doctor.ours import DecoderSubject, LayerSubject

@@ -197,9 +197,7 @@ def experts_numbered_from_the_wrong_end(patch: Patch) -> None:
 @mutant(31, "capacity", capacity_factor=0.8)
 def capacity_without_k(patch: Patch) -> None:
     plain = dispatch._capacity
-    patch.setattr(
-        dispatch, "_capacity", lambda made, factor, least: plain(made, factor / made.top_k, least)
-    )
+    patch.setattr(dispatch, "_capacity", lambda made, factor, least: plain(made, factor / made.top_k, least))
 
 
 @mutant(31, "one-token", capacity_factor=1.0, min_capacity=4)

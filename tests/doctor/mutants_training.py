@@ -261,5 +261,3 @@ def experts_left_at_their_random_start(patch: Patch) -> None:
                 torch.nn.init.normal_(tensor, std=0.1)
 
     patch.setattr(pretrained, "fill", fill)
-
-

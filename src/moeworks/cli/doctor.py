@@ -1,9 +1,9 @@
 """`moeworks doctor MODEL_OR_PYTHON_OBJECT`: its options.
 
---json prints one object: `subject`, `kind`, and `findings`, a list of objects with `check`, `title`, `verdict` ("pass",
-"fail", "not applicable"), `message` and `pitfalls`; with --all-transformers a list of objects with `family`, `model`,
-`reason` and `diagnosis`, such an object or null; with --list a list of the checks. The exit code is 0 when every check
-that applies holds, 1 when one does not, 2 for bad input.
+--json prints one object: `subject`, `kind`, and `findings`, a list of objects with `check`, `title`,
+`verdict` ("pass", "fail", "not applicable"), `message` and `pitfalls`; with --all-transformers a list of
+objects with `family`, `model`, `reason` and `diagnosis`, such an object or null; with --list a list of the
+checks. The exit code is 0 when every check that applies holds, 1 when one does not, 2 for bad input.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class DoctorOptions:
     """Does this MoE do what it claims? Named checks, each with measured numbers."""
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_OR_PYTHON_OBJECT")] = None
-    """A run, checkpoint or published checkpoint; a preset or config.json, of which a tiny random model is built;
-    transformers:ClassName, likewise; or module:attribute, any Python object: a MoE, Decoder or config, a transformers
-    model or class, or a function that returns one."""
+    """A run, checkpoint or published checkpoint; a preset or config.json, of which a tiny random model is
+    built; transformers:ClassName, likewise; or module:attribute, any Python object: a MoE, Decoder or
+    config, a transformers model or class, or a function that returns one."""
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="CHECK")] = ()
     """Run this check alone; may be given several times."""
     list: bool = False

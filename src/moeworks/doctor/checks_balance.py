@@ -35,11 +35,14 @@ def balance_on(subject: Subject) -> Outcome:
 
 @invariant("balance-definition", "balance loss as defined", 11, 12, 13, 15, 19)
 def balance_definition(subject: Subject) -> Outcome:
-    """Each balance loss is what its paper says, up to how layers are combined: E sum f P for the Switch loss,
-    1.0 at balance, f the share of assignments without the influence of bias or capacity, P the mean
-    probability that sums to 1 over experts; and so for the sequence-wise, z, entropy and importance losses. A
-    softmax taken twice, a constant, raw logits, or another scale (then one coefficient means something else
-    in each library) all show. Measured: the ratio of the model's value to the definition's on three inputs."""
+    """Each balance loss is what its paper says, up to how layers are combined: E sum f P for the Switch
+    loss, 1.0 at balance, f the share of assignments without the influence of bias or capacity, P the mean
+    probability that sums to 1 over experts; and so for the sequence-wise, z, entropy and importance losses.
+    A softmax taken twice, a constant, raw logits, or another scale (then one coefficient means something
+    else in each library) all show. Measured: the ratio of the model's value to the definition's on three
+    inputs."""
+    if subject.claims.balance_error is not None:
+        return failed(f"asked for its balance loss, the model raises {subject.claims.balance_error}")
     model, found = subject.model().train(), {}
     for seed in _SEEDS:
         torch.manual_seed(1)
@@ -116,9 +119,7 @@ def _reference(
 ) -> tuple[Tensor, Tensor]:
     """The definition's mean over layers, and its value pooled over layers (the same where pooling changes
     nothing)."""
-    ids = [
-        definitions.selection(_unbiased(subject, r), r.top_k, subject.claims) for r in routings
-    ]
+    ids = [definitions.selection(_unbiased(subject, r), r.top_k, subject.claims) for r in routings]
     if name in ("switch", "global_batch"):
         layers = [definitions.switch(r, i) for r, i in zip(routings, ids, strict=True)]
         return torch.stack(layers).mean(), definitions.pooled_switch(routings, ids)
@@ -169,7 +170,9 @@ def _router_gradients(subject: Subject, model: nn.Module, loss: Tensor) -> list[
         raise Unavailable("no parameters of a router found")
     found = iter(torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True))
     return [
-        torch.cat([torch.zeros_like(p).flatten() if (g := next(found)) is None else g.flatten() for p in router])
+        torch.cat(
+            [torch.zeros_like(p).flatten() if (g := next(found)) is None else g.flatten() for p in router]
+        )
         for router in routers
     ]
 
@@ -313,5 +316,3 @@ def stateless(subject: Subject) -> Outcome:
     after = subject.balance(model, batch)
     change = max((gap(after[n].detach(), v) for n, v in before.items()), default=0.0)
     return judge(change < TOLERANCE, f"freed; the loss changes by {change:.1e}")
-
-

@@ -216,9 +216,7 @@ def _step_of(subject: Subject, model: nn.Module, batches: list[Inputs]) -> list[
     torch.manual_seed(1)
     subject.step(model, batches)
     after = blocks_with_bias(subject, model)
-    return [
-        (bias.detach() - b).flatten().float() for (_, _, bias), b in zip(after, before, strict=True)
-    ]
+    return [(bias.detach() - b).flatten().float() for (_, _, bias), b in zip(after, before, strict=True)]
 
 
 def _same_move(found: list[Tensor], wanted: list[Tensor]) -> Outcome:

@@ -24,9 +24,9 @@ _LOOKED_AT = 8
 
 @invariant("experts-differ", "experts start different", 35, 41, 42)
 def experts_differ(subject: Subject) -> Outcome:
-    """A new model's experts differ from each other and none is left at 0 or uninitialised. Copies of one expert
-    get equal gradients where they are equally used, and stay alike for long. Measured: the smallest distance
-    between two experts as a share of their norm, and the spread of norms."""
+    """A new model's experts differ from each other and none is left at 0 or uninitialised. Copies of one
+    expert get equal gradients where they are equally used, and stay alike for long. Measured: the smallest
+    distance between two experts as a share of their norm, and the spread of norms."""
     model = subject.fresh(seed=3)
     nearest, spread, biases = float("inf"), 1.0, 0
     for block in subject.blocks(model):
@@ -53,9 +53,9 @@ def experts_differ(subject: Subject) -> Outcome:
 
 @invariant("experts-learn", "chosen experts learn", 29, 41)
 def experts_learn(subject: Subject) -> Outcome:
-    """Every expert that a router chooses gets a gradient, no other does, and every gradient is finite. Experts
-    without a gradient never learn, whatever the router says; gradients of experts without tokens are read
-    from memory that nobody wrote. Measured: chosen experts with a gradient, over all layers."""
+    """Every expert that a router chooses gets a gradient, no other does, and every gradient is finite.
+    Experts without a gradient never learn, whatever the router says; gradients of experts without tokens
+    are read from memory that nobody wrote. Measured: chosen experts with a gradient, over all layers."""
     model, inputs = subject.model(), subject.inputs(8, length=24)
     try:
         seen = seeded(subject, model, inputs)
@@ -153,9 +153,7 @@ def experts_idle(subject: Subject) -> Outcome:
     model.zero_grad(set_to_none=True)
     output = seeded(subject, model, inputs).output
     backward(model, probe(output))
-    grads = [
-        t.gradient(e) for b in subject.blocks(model) for t in b.experts for e in range(b.num_experts)
-    ]
+    grads = [t.gradient(e) for b in subject.blocks(model) for t in b.experts for e in range(b.num_experts)]
     broken = sum(not g.isfinite().all() for g in grads)
     difference = gap(output.detach(), plain)
     words = f"{idle} idle experts set to NaN: output changes by {difference:.1e}, {broken} gradients broken"
@@ -210,7 +208,9 @@ def weight_zero(subject: Subject) -> Outcome:
     model, inputs = subject.model(), subject.inputs(2)
     routings = list(seeded(subject, model, inputs).routings)
     number = len(routings) - 1
-    silent = replace(routings[number], routing_weights_TK=torch.zeros_like(routings[number].routing_weights_TK))
+    silent = replace(
+        routings[number], routing_weights_TK=torch.zeros_like(routings[number].routing_weights_TK)
+    )
     decisions = (*routings[:number], silent)
     with torch.no_grad():
         plain = subject.replay(model, inputs, decisions)
@@ -223,9 +223,9 @@ def weight_zero(subject: Subject) -> Outcome:
 
 @invariant("replay", "replay reproduces", 39)
 def replay(subject: Subject) -> Outcome:
-    """A pass whose layers are made to decide as recorded gives the recorded output, also when the routers have
-    changed meanwhile: the record of ids and weights is the whole decision. Measured: the relative difference
-    after altering all routers."""
+    """A pass whose layers are made to decide as recorded gives the recorded output, also when the routers
+    have changed meanwhile: the record of ids and weights is the whole decision. Measured: the relative
+    difference after altering all routers."""
     model, inputs = subject.model(), subject.inputs(3)
     seen = seeded(subject, model, inputs)
     with torch.no_grad():

@@ -21,9 +21,9 @@ from moeworks.ops.routing import Routing
 
 @invariant("eval-repeats", "evaluation repeats", 35)
 def eval_repeats(subject: Subject) -> Outcome:
-    """In evaluation the same input gives the same output, to the last bit, whatever the random numbers: noise,
-    random dropping and random second experts belong to training. Measured: the largest difference of three
-    calls."""
+    """In evaluation the same input gives the same output, to the last bit, whatever the random numbers:
+    noise, random dropping and random second experts belong to training. Measured: the largest difference of
+    three calls."""
     model, inputs, outputs = subject.model(), subject.inputs(3), []
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
@@ -77,20 +77,20 @@ def padding(subject: Subject) -> Outcome:
 
 @invariant("causality", "no look at later tokens", 38)
 def causality(subject: Subject) -> Outcome:
-    """What a position gives does not depend on later tokens, through routing either: experts that choose their
-    tokens, or capacities that go to the most probable ones, tell earlier tokens about later ones; such a model
-    looks better in training than it can be when it writes. Measured: the change of the first half's outputs
-    when the second half is replaced, in evaluation, and in training where that repeats."""
+    """What a position gives does not depend on later tokens, through routing either: experts that choose
+    their tokens, or capacities that go to the most probable ones, tell earlier tokens about later ones;
+    such a model looks better in training than it can be when it writes. Measured: the change of the first
+    half's outputs when the second half is replaced, in evaluation, and in training where that repeats."""
     if not subject.claims.causal:
         raise Unavailable("it reads in both directions")
     whole, other = subject.inputs(1, length=16), subject.inputs(1, length=16, seed=8)
     mixed = Inputs(torch.cat([whole.values[:, :8], other.values[:, 8:]], dim=1))
     words, holds = [], True
     for name, model in _modes(subject):
-        if name == "training" and subject.claims.capacity_factor is not None:
-            if subject.claims.drop_policy == "probability":
-                words.append("training: drops by probability over the batch, as its config asks")
-                continue
+        claims = subject.claims
+        if name == "training" and claims.capacity_factor and claims.drop_policy == "probability":
+            words.append("training: drops by probability over the batch, as its config asks")
+            continue
         difference = gap(
             seeded_output(subject, model, mixed)[:, :8], seeded_output(subject, model, whole)[:, :8]
         )
@@ -108,9 +108,10 @@ def _modes(subject: Subject) -> list[tuple[str, nn.Module]]:
 
 @invariant("capacity", "capacity is kept to", 13, 31, 32)
 def capacity(subject: Subject) -> Outcome:
-    """Where there is a capacity, an expert takes ceil(factor * tokens * k / experts) assignments at most, none is
-    dropped while there is room, those that go are the last ones (or the least probable, if so configured),
-    and a dropped assignment contributes nothing. Measured: assignments whose fate differs from that."""
+    """Where there is a capacity, an expert takes ceil(factor * tokens * k / experts) assignments at most,
+    none is dropped while there is room, those that go are the last ones (or the least probable, if so
+    configured), and a dropped assignment contributes nothing. Measured: assignments whose fate differs from
+    that."""
     claims = subject.claims
     if claims.capacity_factor is None:
         raise Unavailable("it is dropless")

@@ -38,7 +38,9 @@ def recompute(subject: Subject) -> Outcome:
             words.append(f"{name}: {reason}")
             continue
         holds = holds and difference < TOLERANCE and not stray
-        words.append(f"{name} {difference:.1e} ({where})" if difference > TOLERANCE else f"{name} {difference:.1e}")
+        words.append(
+            f"{name} {difference:.1e} ({where})" if difference > TOLERANCE else f"{name} {difference:.1e}"
+        )
         words += [f"{name}: {', '.join(stray[:3])} differ"] if stray else []
     return judge(holds, "gradients differ by: " + "; ".join(words))
 
@@ -86,9 +88,9 @@ def round_trip(subject: Subject) -> Outcome:
 
 @invariant("adapters", "adapters on experts work", 42)
 def adapters(subject: Subject) -> Outcome:
-    """Low-rank adapters on the experts' matrices change the output, get a gradient, and give the same when they
-    are merged into the weights. Measured: the change of the output, the share of adapter tensors with a
-    gradient, and the difference to the merged model."""
+    """Low-rank adapters on the experts' matrices change the output, get a gradient, and give the same when
+    they are merged into the weights. Measured: the change of the output, the share of adapter tensors with
+    a gradient, and the difference to the merged model."""
     model, inputs = subject.model(), subject.inputs(6)
     plain = seeded_output(subject, model, inputs)
     adapted = subject.adapt(model)
@@ -101,5 +103,3 @@ def adapters(subject: Subject) -> Outcome:
     words = f"output changes by {effect:.1e}; {alive} of {len(adapted.parameters)} tensors get a gradient"
     holds = effect > 1e-3 and alive == len(adapted.parameters) and difference < 10 * TOLERANCE
     return judge(holds, f"{words}; merged differs by {difference:.1e}")
-
-

@@ -77,16 +77,19 @@ def _head(rows: Sequence[Row], examined: Sequence[Row], invariants: Sequence[Inv
         versions += ", without peft"
     return f"""# Is my model's implementation right?
 
-What `moeworks doctor` finds in the MoE families of transformers. Each family's class is built with a tiny random
-config (3 layers, 12 experts, float32, CPU) and run through {len(invariants)} checks; none of this needs its
-published weights. Made by
+What `moeworks doctor` finds in the MoE families of transformers. Each family's class is built with a tiny
+random config (some 3 layers, 12 experts, float32, CPU) and run through {len(invariants)} checks; none of this
+needs its published weights. Made by
 
     moeworks doctor --all-transformers
 
-with {versions}: {len(examined)} of {len(rows)} families examined. Where it says ✗, look up the family below for the
-measured numbers, and the check for what they mean. A ✗ is a difference to what the check states, not always a bug:
-some are choices of transformers that a user has to know (a loss that is off until it is asked for), and whether
-they matter depends on what you do. Inference with published weights is touched by few of them; training by many.
+with {versions}: {len(examined)} of {len(rows)} families examined. Where it says ✗, look up the family below
+for the measured numbers, and the check for what they mean.
+
+A ✗ is a difference to what the check states, not always a bug: some are choices of transformers that a user has
+to know, such as a loss that is off until it is asked for. Balance losses are examined as the model returns them
+with `output_router_logits=True`, and a training step as its Trainer takes it (`num_items_in_batch` given). Few of
+these touch inference with published weights; many touch training.
 """
 
 
@@ -101,7 +104,9 @@ def _summary(examined: Sequence[Row], invariants: Sequence[Invariant]) -> str:
             tallies.append((fails, fails + verdicts.count("pass"), check))
     for fails, applicable, check in sorted(tallies, key=lambda t: (-t[0], t[2].name)):
         reasons = "; ".join(f"{PITFALLS[n]}" for n in check.pitfalls[:2])
-        lines.append(f"| [{check.name}](#{check.name}) ({check.title}) | {fails} | {applicable} | {reasons} |")
+        lines.append(
+            f"| [{check.name}](#{check.name}) ({check.title}) | {fails} | {applicable} | {reasons} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +135,9 @@ def _findings(examined: Sequence[Row]) -> str:
         lines.append(f"### family {row.family.replace('_', '-')}\n")
         applicable = [f for f in row.diagnosis.findings if f.verdict != "not applicable"]
         failed = row.diagnosis.failed
-        lines.append(f"`{row.model}`: {len(applicable) - len(failed)} of {len(applicable)} applicable checks hold.\n")
+        lines.append(
+            f"`{row.model}`: {len(applicable) - len(failed)} of {len(applicable)} applicable checks hold.\n"
+        )
         lines += [f"- ✗ [{f.check}](#{f.check}): {_text(f.message)}" for f in failed]
         lines += [""] if failed else []
     return "\n".join(lines)
@@ -147,7 +154,9 @@ def _left_out(rows: Sequence[Row]) -> str:
 def _checks(invariants: Sequence[Invariant]) -> str:
     lines = ["## The checks\n"]
     for check in invariants:
-        lines.append(f"### {check.name}\n\n{check.title.capitalize()}. {check.explanation}\n\nGuards against:\n")
+        lines.append(
+            f"### {check.name}\n\n{check.title.capitalize()}. {check.explanation}\n\nGuards against:\n"
+        )
         lines += [f"- {PITFALLS[n]}" for n in check.pitfalls]
         lines.append("")
     return "\n".join(lines)

@@ -77,7 +77,9 @@ def subject_of_object(thing: Any, name: str) -> Subject:
             raise ConfigError(f"{name}: must be callable without arguments: {error}") from error
         if not callable(made) or isinstance(made, nn.Module):
             return subject_of_object(made, name)
-    raise ConfigError(f"{name}: a {type(thing).__name__} is no MoE layer, decoder, config, or transformers model")
+    raise ConfigError(
+        f"{name}: a {type(thing).__name__} is no MoE layer, decoder, config, or transformers model"
+    )
 
 
 def _foreign(module: nn.Module, name: str) -> Subject:
@@ -86,7 +88,9 @@ def _foreign(module: nn.Module, name: str) -> Subject:
         return _wrapped(module, name)
     if ours:
         return LayerSubject(ours[0], f"{name}: its first MoE layer")
-    raise ConfigError(f"{name}: {type(module).__name__} is neither a moeworks module nor a transformers model")
+    raise ConfigError(
+        f"{name}: {type(module).__name__} is neither a moeworks module nor a transformers model"
+    )
 
 
 def _wrapped(model: Any, name: str) -> Subject:
@@ -115,5 +119,3 @@ def _imported(spec: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{spec}: {error}") from error
     return found
-
-

@@ -150,7 +150,8 @@ class LayerSubject(OurSubject):
             self._reentrant = None
 
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
-        counts, reported, objective = 0, torch.zeros(()), torch.zeros(())
+        reported, objective = torch.zeros(()), torch.zeros(())
+        counts = torch.zeros(1, self.config.num_routes, dtype=torch.int64)
         for batch in batches:
             seen = self.run(model, batch)
             task = _squares(seen.output, batch) / len(batches)
@@ -259,7 +260,9 @@ def _block(path: str, moe: MoE) -> Block:
     return Block(path, count, router, moe.router.expert_bias, tensors)
 
 
-def _claims(router: RouterConfig, capacity: CapacityConfig, balance: BalanceConfig, *, causal: bool) -> Claims:
+def _claims(
+    router: RouterConfig, capacity: CapacityConfig, balance: BalanceConfig, *, causal: bool
+) -> Claims:
     coefs = [getattr(balance, f.name) for f in fields(balance) if f.name.endswith("_coef")]
     return Claims(
         top_k=router.top_k,
@@ -328,5 +331,3 @@ def _own_round_trip(model: nn.Module, empty: nn.Module, folder: Path) -> nn.Modu
     made = write_checkpoint(folder / "step-00000001", {"model": model.state_dict()}, {})
     load_weights(empty, read_checkpoint(made).tensors["model"], str(made))
     return empty.eval()
-
-

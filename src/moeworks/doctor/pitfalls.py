@@ -5,7 +5,7 @@
 
 PITFALLS: dict[int, str] = {
     1: "one expert per token whose weight is always 1: the router gets no gradient (Megatron-LM#894)",
-    2: "the selection bias in the mixing weights, or 0 / 0 when scores underflow (vllm#12002, flashinfer#3803)",
+    2: "the selection bias in the weights, or 0 / 0 when scores underflow (vllm#12002, flashinfer#3803)",
     3: "losing groups masked with 0 instead of -inf (ktransformers#1148, vllm#13474, flashinfer#2168)",
     4: "another rule for the score of a group (Megatron-LM !2801)",
     5: "the selection bias in bfloat16 (Megatron-LM#1482, sglang#37133)",
@@ -15,7 +15,7 @@ PITFALLS: dict[int, str] = {
     9: "the balance loss over all layers thrown together (transformers#28255, #31464)",
     10: "the balance loss off unless another switch is set (transformers#44242)",
     11: "softmax taken twice in the balance loss (transformers#45120)",
-    12: "a balance loss that is constant or of scores that do not sum to 1 (transformers#28093, Megatron-LM !2801)",
+    12: "a balance loss that is constant, or of scores that do not sum to 1 (transformers#28093)",
     13: "load counted after dropping or with the bias (Megatron-LM !3279)",
     14: "padding counted in losses, biases or loads (transformers#28505, Megatron-LM#1984, torchtitan#4594)",
     15: "a sequence-wise loss that takes a batch for one sequence (Megatron-LM#5798)",
@@ -38,7 +38,7 @@ PITFALLS: dict[int, str] = {
     37: "padding that takes capacity or reaches experts (Megatron-LM#4922)",
     38: "routing that looks at later tokens (expert choice, dropping by probability)",
     39: "recomputation that decides anew (torchtitan#3146, Automodel#2635)",
-    40: "experts sorted as strings, \"10\" before \"2\" (torchtitan#1918)",
+    40: 'experts sorted as strings, "10" before "2" (torchtitan#1918)',
     41: "experts left at their random start by a loader (Automodel#2682)",
     42: "adapters that do nothing, or drift from their merged form (Megatron-Bridge#5396)",
 }

@@ -109,7 +109,9 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def changed(before: dict[str, Tensor], model: nn.Module) -> list[str]:
     """Names of what is not bit for bit as before."""
     now = dict((*model.named_parameters(), *model.named_buffers()))
-    return [n for n, t in before.items() if n not in now or not torch.equal(now[n].nan_to_num(), t.nan_to_num())]
+    return [
+        n for n, t in before.items() if n not in now or not torch.equal(now[n].nan_to_num(), t.nan_to_num())
+    ]
 
 
 def numbers(values: Sequence[float]) -> str:

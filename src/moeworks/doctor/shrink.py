@@ -74,7 +74,8 @@ def enliven_(model: torch.nn.Module) -> None:
 
 
 def _representatives(config: ModelConfig) -> list[int]:
-    """Layers, ascending: one of each kind, and more MoE layers up to _LAYERS, two at least if there are two."""
+    """Layers, ascending: one of each kind, and more MoE layers up to _LAYERS, two at least if there are
+    two."""
     kinds: dict[tuple[object, bool], int] = {}
     for layer in range(config.num_layers):
         choice = 0 if config.layer_mixers is None else config.layer_mixers[layer]

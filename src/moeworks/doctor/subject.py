@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moeworks.ops.routing import Routing
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818  (an answer, not an error)
     """The subject cannot offer what a check needs; the message is the reason."""
 
 
@@ -83,6 +83,8 @@ class Block:
     selection_bias: Tensor | None
     """What is added to scores for the choice, any shape with one value per route."""
     experts: tuple[ExpertTensor, ...]
+    by_table: bool = False
+    """Token ids decide who is chosen, not scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ class Claims:
     """Loss-free balancing: the selection bias is there to be moved during training."""
     balance_coef: float | None = None
     """The coefficient of the balance loss that the config sets; None: no balance loss is claimed."""
+    balance_error: str | None = None
+    """What the model raises when it is asked for its balance loss."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,8 @@ def _block(path: str, module: nn.Module, router_name: str) -> Block:
     tensors = _expert_tensors(experts, count, own)
     if not tensors:
         raise Unavailable(f"{path}: its experts are no tensors of their own")
-    return Block(path, count, tuple(rows), bias, tensors)
+    by_table = any(name.endswith("tid2eid") for name, _ in module.named_buffers())
+    return Block(path, count, tuple(rows), bias, tensors, by_table)
 
 
 def _count(experts: nn.Module, module: nn.Module) -> int:

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ class TransformersSubject(Subject):
         self._config: Any = model.config.get_text_config(decoder=True)
         self._encodes = bool(getattr(model.config, "is_encoder_decoder", False))
         self.claims = self._read_claims()
+        try:
+            self.balance(self._module, self.inputs())
+        except Unavailable:
+            pass
+        except Exception as error:  # of someone else's loss function
+            self.claims = replace(self.claims, balance_error=f"{type(error).__name__}: {error}"[:120])
 
     # Passes.
 
@@ -110,7 +117,9 @@ class TransformersSubject(Subject):
     def balance_by_default(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
         output = self._call(model, inputs, **self._labels(model, inputs))
         loss = getattr(output, "aux_loss", None)
-        return self.claims.balance_coef * loss if isinstance(loss, Tensor) and self.claims.balance_coef else None
+        return (
+            self.claims.balance_coef * loss if isinstance(loss, Tensor) and self.claims.balance_coef else None
+        )
 
     def balance_in_step(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
         coef = self.claims.balance_coef
@@ -126,6 +135,7 @@ class TransformersSubject(Subject):
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
         total = sum(int(self._targets(b).ne(-100)[:, 1:].sum()) for b in batches)
         asked = "output_router_logits" in self._parameters(model) and self.claims.balance_coef is not None
+        asked = asked and self.claims.balance_error is None
         objective = torch.zeros(())
         for batch in batches:
             options: dict[str, Any] = self._labels(model, batch)
@@ -139,6 +149,8 @@ class TransformersSubject(Subject):
         return Step(objective, objective)
 
     def _asked(self, model: nn.Module, inputs: Inputs) -> Any:
+        if self.claims.balance_error is not None:
+            raise Unavailable("asked for its balance loss, it raises an error (balance-definition)")
         if "output_router_logits" not in self._parameters(model):
             raise Unavailable("it offers no balance loss")
         return self._call(model, inputs, output_router_logits=True)
@@ -159,7 +171,10 @@ class TransformersSubject(Subject):
         assert isinstance(model, PreTrainedModel)
         if not model.supports_gradient_checkpointing:
             raise Unavailable("its class has no gradient checkpointing")
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        try:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        except ValueError as error:
+            raise Unavailable("its class has no gradient checkpointing") from error
         try:
             yield
         finally:

@@ -1,5 +1,6 @@
 """Tiny random models of the MoE classes of the installed transformers."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -15,10 +16,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from moeworks.doctor import hf_routing
 from moeworks.errors import ConfigError
 
+_LARGEST = 12_000_000
+"""Parameters of a tiny model."""
 _PLAIN = dict(rope_type="default", rope_theta=10_000.0)
 _SIZES: dict[str, Any] = dict(
     vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, pad_token_id=None, bos_token_id=1, eos_token_id=2, rope_parameters=_PLAIN,
+    max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, rope_parameters=_PLAIN,
     intermediate_size=48, intermediate_size_mlp=48, moe_intermediate_size=24,
     shared_expert_intermediate_size=24, shared_intermediate_size=24, num_experts=12, n_routed_experts=12,
     num_local_experts=12, moe_num_experts=12, num_experts_per_tok=3, moe_k=3, moe_topk=3, top_k_experts=3,
@@ -42,11 +45,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "axk1": _LATENT, "axk2": _LATENT, "bailing_hybrid": _LATENT, "deepseek_v2": _LATENT | dict(
         topk_method="group_limited_greedy", qk_rope_head_dim=4),
     "deepseek_v3": _LATENT, "deepseek_v32": _LATENT, "glm_moe_dsa": _LATENT, "glm4_moe_lite": _LATENT,
-    "mistral4": _LATENT, "mistral_large4": _LATENT, "dots3_note": _LATENT, "glm5_next": _LATENT,
+    "mistral4": _LATENT, "mistral_large4": _LATENT, "dots3_note": _LATENT,
     "dbrx": dict(ffn_config=dict(ffn_hidden_size=24, moe_num_experts=12, moe_top_k=3),
                  attn_config=dict(clip_qkv=0.7, kv_n_heads=2, rope_theta=10_000.0)),
     "doge": dict(is_moe=True, num_experts=16),
-    "ernie4_5_vl_moe": dict(moe_intermediate_size=[24, 16]),
+    "ernie4_5_vl_moe": dict(
+        moe_intermediate_size=[24, 16], rope_parameters=_PLAIN | dict(mrope_section=[1, 1, 2])
+    ),
     "gemma4": dict(enable_moe_block=True, vocab_size_per_layer_input=97),
     "granitemoehybrid": dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=4),
     "hunyuan_v1_moe": dict(intermediate_size=24),
@@ -57,12 +62,26 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": dict(layer_types=["full_attention"] * 3),
     "longcat_flash": _LATENT | dict(zero_expert_num=2, ffn_hidden_size=48, expert_ffn_hidden_size=24),
     "muse_spark": dict(moe_hidden_size=16),
+    "deepseek_ocr2": dict(num_key_value_heads=4, mlp_layer_types=["dense", "sparse", "sparse"]),
+    "unlimited_ocr": dict(num_key_value_heads=4),
+    "step3p7": dict(sliding_window=8, num_hidden_layers=4),
+    "beam": dict(num_hidden_layers=4),
+    "hy_v4": dict(qk_rope_head_dim=4),
+    "hy_v4_vl": dict(qk_rope_head_dim=4),
+    "glm4v_moe": dict(rope_parameters=_PLAIN | dict(mrope_section=[1, 1, 0])),
     "phimoe": dict(num_experts_per_tok=2, router_jitter_noise=0.0),
     "zaya": dict(num_experts_per_tok=1),
 }  # fmt: skip
 """What a family needs beside _SIZES, by the folder of transformers' models."""
 
-_CLASSES = ("ForCausalLM", "TextModel", "ForConditionalGeneration", "EncoderTextModel", "ForTokenClassification", "Model")
+_CLASSES = (
+    "ForCausalLM",
+    "TextModel",
+    "ForConditionalGeneration",
+    "EncoderTextModel",
+    "ForTokenClassification",
+    "Model",
+)
 
 
 def moe_families() -> list[str]:
@@ -81,7 +100,8 @@ def tiny_family(name: str) -> PreTrainedModel:
         try:
             return _checked(tiny_class(kind, name))
         except Exception as error:  # whatever a class of someone else's raises
-            reasons.append(f"{kind.__name__}: {str(error).strip().splitlines()[0][:120] if str(error) else type(error).__name__}")
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            reasons.append(f"{kind.__name__}: {' '.join(words)[:160]}")
     raise ConfigError("; ".join(reasons[:2]) if reasons else "no class of a language model")
 
 
@@ -89,7 +109,9 @@ def named_class(name: str) -> type[PreTrainedModel]:
     """A class of transformers by its name. Raises ConfigError when there is none."""
     found = getattr(transformers, name, None)
     if not (inspect.isclass(found) and issubclass(found, PreTrainedModel)):
-        raise ConfigError(f"transformers:{name}: no model class of this name in transformers {transformers.__version__}")
+        raise ConfigError(
+            f"transformers:{name}: no model class of this name in transformers {transformers.__version__}"
+        )
     return found
 
 
@@ -97,19 +119,37 @@ def tiny_class(kind: type[PreTrainedModel], family: str | None = None) -> PreTra
     """A tiny random model of a class, in float32 and evaluation mode."""
     family = family or kind.__module__.split(".")[-2]
     config_class: Any = kind.config_class
-    config = tiny_config(config_class, family)
+    try:
+        return _built(kind, tiny_config(config_class, family))
+    except Exception:  # of any kind, where the rotation has a form of its own
+        return _built(kind, tiny_config(config_class, family, rotation=False))
+
+
+def _built(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        size = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+    if size > _LARGEST:
+        raise ConfigError(f"its config has parts that stay large: {size / 1e6:,.0f} M parameters")
     torch.manual_seed(0)
     model = kind(config).float().eval()
     enliven_(model)
+    with torch.no_grad():
+        tokens = torch.arange(6).view(1, 6) + 3
+        more = dict(decoder_input_ids=tokens) if model.config.is_encoder_decoder else {}
+        model(input_ids=tokens, use_cache=False, **more)
     return model
 
 
-def tiny_config(config_class: type[PretrainedConfig], family: str) -> PretrainedConfig:
-    """Its config with the sizes above, as far as it has such fields."""
+def tiny_config(
+    config_class: type[PretrainedConfig], family: str, *, rotation: bool = True
+) -> PretrainedConfig:
+    """Its config with the sizes above, as far as it has such fields; `rotation`: with a plain rope too."""
     known = set(getattr(config_class, "__dataclass_fields__", ()))
     known |= set(getattr(config_class, "attribute_map", ()))
     options = {k: v for k, v in _SIZES.items() if k in known} | _OPTIONS.get(family, {})
-    config = config_class(**options)
+    if not rotation:
+        options.pop("rope_parameters", None)
+    config = config_class(**copy.deepcopy(options))
     config._attn_implementation = "eager"
     return config
 
@@ -127,14 +167,10 @@ def _candidates(module: Any) -> Iterator[type[PreTrainedModel]]:
 
 
 def _checked(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` if it has MoE layers and takes tokens."""
+    """`model` if it has MoE layers."""
     names = {type(m).__name__ for m in model.modules()}
     if not names & set(hf_routing.UNREADABLE):
         hf_routing.find_blocks(model)
-    with torch.no_grad():
-        tokens = torch.arange(6).view(1, 6) + 3
-        more = dict(decoder_input_ids=tokens) if model.config.is_encoder_decoder else {}
-        model(input_ids=tokens, **more)
     return model
 
 
@@ -143,11 +179,17 @@ def enliven_(model: nn.Module) -> None:
     """Random weights under which experts and routers matter: matrices by their fan-in, sharp routers, biases
     that are not 0, norms about 1."""
     for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        if name.endswith("tid2eid"):  # a table of experts for each token id
+            count = int(max(tensor.max() + 1, tensor.shape[-1], 6))
+            tensor.copy_(torch.rand(*tensor.shape[:-1], count).argsort(-1)[..., : tensor.shape[-1]])
         if not tensor.is_floating_point() or "inv_freq" in name or tensor.numel() < 2:
             continue
         noise = torch.randn(tensor.shape)
         parts = name.split(".")
-        router = any(p in ("gate", "router", "wg") or "router" in p for p in parts[-3:]) and "proj" not in parts[-2]
+        router = (
+            any(p in ("gate", "router", "wg") or "router" in p for p in parts[-3:])
+            and "proj" not in parts[-2]
+        )
         if re.search(r"(correction_bias|expert_bias|expert_biases|balancing_biases)$", name):
             tensor.copy_(0.05 * noise)
         elif name.endswith(("A_log", "dt_bias")) or "scale" in parts[-1] or "sink" in parts[-1]:

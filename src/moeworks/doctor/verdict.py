@@ -61,9 +61,7 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.verdict == "fail")
 
 
-def invariant(
-    name: str, title: str, *pitfalls: int
-) -> Callable[[Callable[[Subject], Outcome]], Invariant]:
+def invariant(name: str, title: str, *pitfalls: int) -> Callable[[Callable[[Subject], Outcome]], Invariant]:
     """Make an Invariant of a function whose docstring is the explanation."""
 
     def make(function: Callable[[Subject], Outcome]) -> Invariant:

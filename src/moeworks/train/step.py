@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
-from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.models.decoder import DecoderOutput, moe_modules
 from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
