@@ -169,6 +169,8 @@ def experts_permute(subject: Subject) -> Outcome:
     plain = seeded_output(subject, model, inputs)
     permuted = 0
     for block in subject.blocks(model):
+        if block.by_table:
+            raise Unavailable("a table of token ids names its experts, and would have to be permuted too")
         routes = {t.shape[0] for t in block.router}
         if len(routes) != 1:
             raise Unavailable(f"{block.path}: no rows of a router found")
@@ -179,6 +181,8 @@ def experts_permute(subject: Subject) -> Outcome:
                 with torch.no_grad():
                     tensors.of(new).copy_(copies[old])
         rows = [*order, *range(block.num_experts, routes.pop())]
+        if block.selection_bias is not None and block.selection_bias.numel() != len(rows):
+            raise Unavailable(f"{block.path}: its router has rows of more than the experts that are chosen")
         for tensor in block.router:
             with torch.no_grad():
                 tensor.copy_(tensor[rows].clone())

@@ -86,10 +86,10 @@ needs its published weights. Made by
 with {versions}: {len(examined)} of {len(rows)} families examined. Where it says ✗, look up the family below
 for the measured numbers, and the check for what they mean.
 
-A ✗ is a difference to what the check states, not always a bug: some are choices of transformers that a user has
-to know, such as a loss that is off until it is asked for. Balance losses are examined as the model returns them
-with `output_router_logits=True`, and a training step as its Trainer takes it (`num_items_in_batch` given). Few of
-these touch inference with published weights; many touch training.
+A ✗ is a difference to what the check states, not always a bug: some are choices of transformers that a user
+has to know, such as a loss that is off until it is asked for. Balance losses are examined as the model returns
+them with `output_router_logits=True`, and a training step as its Trainer takes it (`num_items_in_batch` given).
+Few of these touch inference with published weights; many touch training.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from moeworks.config.layout import LayerPatternConfig
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -33,10 +34,7 @@ def shrink(config: ModelConfig) -> ModelConfig:
         num_mtp_layers=min(config.num_mtp_layers, 1),
         attention=_mixer(config.attention),
         mixers=tuple(_mixer(m) for m in config.mixers),
-        pattern=replace(
-            config.pattern,
-            explicit=tuple(new for new, old in enumerate(layers) if old in config.moe_layers),
-        ),
+        pattern=_pattern([old in config.moe_layers for old in layers]),
         mlp=replace(config.mlp, d_ff=48),
         router=_router(config.router),
         experts=replace(config.experts, d_expert=12),
@@ -86,6 +84,14 @@ def _representatives(config: ModelConfig) -> list[int]:
         if len(chosen) < _LAYERS or moes < 2:
             chosen.add(layer)
     return sorted(chosen)
+
+
+def _pattern(sparse: list[bool]) -> LayerPatternConfig:
+    """As dense layers first where that says it, which every published family can express."""
+    first = sparse.index(True)
+    if all(sparse[first:]):
+        return LayerPatternConfig(first_dense=first)
+    return LayerPatternConfig(explicit=tuple(i for i, moe in enumerate(sparse) if moe))
 
 
 def _router(router: RouterConfig) -> RouterConfig:

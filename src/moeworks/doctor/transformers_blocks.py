@@ -60,9 +60,14 @@ def _block(path: str, module: nn.Module, router_name: str) -> Block:
     return Block(path, count, tuple(rows), bias, tensors, by_table)
 
 
+def _weighted(experts: nn.Module) -> list[dict[str, nn.Parameter]]:
+    """The parameters of the children that have any: a list of experts may hold a dropout too."""
+    return [named for child in experts.children() if (named := dict(child.named_parameters()))]
+
+
 def _count(experts: nn.Module, module: nn.Module) -> int:
     """E, the experts with weights."""
-    listed = len(list(experts.children()))
+    listed = len(_weighted(experts))
     if isinstance(experts, (nn.ModuleList, nn.ModuleDict)) and listed > 1:
         return listed
     widest = [p.shape[0] for p in experts.parameters() if p.dim() == 3]
@@ -83,9 +88,10 @@ def _selection_bias(module: nn.Module, experts: nn.Module) -> Tensor | None:
 
 
 def _expert_tensors(experts: nn.Module, count: int, router: set[int]) -> tuple[ExpertTensor, ...]:
-    if isinstance(experts, (nn.ModuleList, nn.ModuleDict)) and len(list(experts.children())) == count:
-        each = [dict(child.named_parameters()) for child in experts.children()]
-        return tuple(ExpertTensor(name, tuple(e[name] for e in each), count) for name in each[0])
+    if isinstance(experts, (nn.ModuleList, nn.ModuleDict)) and len(_weighted(experts)) == count:
+        each = _weighted(experts)
+        shared = [name for name in each[0] if all(name in e for e in each)]
+        return tuple(ExpertTensor(name, tuple(e[name] for e in each), count) for name in shared)
     return tuple(
         ExpertTensor(name, (p,), count)
         for name, p in experts.named_parameters()

@@ -29,6 +29,8 @@ except ImportError:  # adapters are then parametrizations
 
 _RESERVED = 3
 """Token ids below are left out of inputs: they are often padding and such."""
+_BOTH_WAYS = ("OpenAIPrivacyFilterForTokenClassification", "OpenAIPrivacyFilterModel")
+"""Classes that read in both directions."""
 _TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "num_experts_per_token")
 
 
@@ -156,8 +158,8 @@ class TransformersSubject(Subject):
         return self._call(model, inputs, output_router_logits=True)
 
     def _labels(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        if "labels" not in self._parameters(model):
-            raise Unavailable("it is a model without a loss")
+        if "labels" not in self._parameters(model) or "TokenClassification" in type(model).__name__:
+            raise Unavailable("it is a model without a language model's loss")
         return {"labels": self._targets(inputs)}
 
     @staticmethod
@@ -189,6 +191,10 @@ class TransformersSubject(Subject):
                 seen = found[block.path]
                 if seen.reading.read is not hf_routing._given:
                     raise Unavailable("its experts are not called with ids and weights")
+                if type(seen.module).__name__.startswith("Inkling"):
+                    raise Unavailable(
+                        "its shared experts share the router's softmax, and are not in the record"
+                    )
                 factor = hf_routing._factor_outside(seen.module)
                 experts = seen.module.get_submodule("experts")
                 hook = _Forced(routing, factor)
@@ -237,7 +243,9 @@ class TransformersSubject(Subject):
             scale=float(getattr(config, "routed_scaling_factor", None) or 1.0),
             num_groups=groups,
             top_k_groups=getattr(config, "topk_group", None) or 1,
-            group_score="top2_sum" if biased else "max",
+            group_score="max" if config.model_type == "deepseek_v2" else "top2_sum",
+            chooses_by="logits" if config.model_type == "kolibri1" else "scores",
+            causal=type(self._module).__name__ not in _BOTH_WAYS,
             bias_is_trained=biased,
             balance_coef=coef or None,
         )

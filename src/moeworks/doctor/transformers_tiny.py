@@ -69,7 +69,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "hy_v4": dict(qk_rope_head_dim=4),
     "hy_v4_vl": dict(qk_rope_head_dim=4),
     "glm4v_moe": dict(rope_parameters=_PLAIN | dict(mrope_section=[1, 1, 0])),
-    "phimoe": dict(num_experts_per_tok=2, router_jitter_noise=0.0),
+    "inkling2": dict(unpadded_vocab_size=97),
+    "inkling2_loop": dict(unpadded_vocab_size=97),
+    "phimoe": dict(num_experts_per_tok=2, router_jitter_noise=0.2),
     "zaya": dict(num_experts_per_tok=1),
 }  # fmt: skip
 """What a family needs beside _SIZES, by the folder of transformers' models."""
