@@ -52,7 +52,9 @@ def test_what_holds(family: str):
         "round-trip",
         "adapters",
     )
-    found = findings(family, *sound, "causality", "padding", "eval-batch", "experts-learn", "experts-differ")
+    found = findings(
+        family, *sound, "adapters", "causality", "padding", "eval-batch", "experts-learn", "experts-differ"
+    )
     assert {name: words for name, words in found.items() if words[0] != "pass"} == {}
 
 

@@ -87,9 +87,9 @@ with {versions}: {len(examined)} of {len(rows)} families examined. Where it says
 for the measured numbers, and the check for what they mean.
 
 A ✗ is a difference to what the check states, not always a bug: some are choices of transformers that a user
-has to know, such as a loss that is off until it is asked for. Balance losses are examined as the model returns
-them with `output_router_logits=True`, and a training step as its Trainer takes it (`num_items_in_batch` given).
-Few of these touch inference with published weights; many touch training.
+has to know, such as a loss that is off until it is asked for. Balance losses are examined as the model
+returns them with `output_router_logits=True`, and a training step as its Trainer takes it (with
+`num_items_in_batch`). Few of these touch inference with published weights; many touch training.
 """
 
 
