@@ -35,7 +35,7 @@ def shrink(config: ModelConfig) -> ModelConfig:
         attention=_mixer(config.attention),
         mixers=tuple(_mixer(m) for m in config.mixers),
         pattern=_pattern([old in config.moe_layers for old in layers]),
-        mlp=replace(config.mlp, d_ff=48),
+        mlp=replace(config.mlp, d_ff=48) if set(layers) - set(config.moe_layers) else config.mlp,
         router=_router(config.router),
         experts=replace(config.experts, d_expert=12),
         shared=replace(
