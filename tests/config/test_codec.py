@@ -125,7 +125,7 @@ def test_unknown_key_names_its_path_and_the_nearest_name():
 
 def test_unknown_key_far_from_all_names_lists_them():
     text = message({"zzz": 1})
-    assert text == "zzz: unknown field; known: balance, corpus, data, model, optimizer, train"
+    assert text == "zzz: unknown field; known: alarms, balance, corpus, data, model, optimizer, train"
 
 
 def test_key_that_is_no_string_is_unknown():

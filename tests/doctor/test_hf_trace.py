@@ -1,6 +1,8 @@
 """Traces of transformers models."""
 
 import hashlib
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +75,21 @@ def test_generation_goes_on_with_its_sequences(path):
     for layer, logits in enumerate(whole.router_logits):
         want = np.sort(logits.topk(2).indices.numpy(), axis=1)
         assert np.array_equal(np.sort(trace.ids(layer)[7:16], axis=1), want)
+
+
+@torch.no_grad()
+def test_the_example_of_the_format_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "trace-format.md").read_text()
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "record_transformers" in c)
+    model = tiny_model("mixtral")
+    inputs = dict(input_ids=tokens_of(1, 3), pad_token_id=0, eos_token_id=96)
+    names = {"model": model, "tokenizer": None, "batch": dict(input_ids=tokens_of(2, 5)), "inputs": inputs}
+    exec(compile(code, "trace-format.md", "exec"), names)
+    trace = RoutingTrace.open("trace.parquet")
+    assert trace.tokens.domains == ("letters",)
+    assert trace.tokens.sequence.max() == 2
+    assert trace.num_tokens > 13
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def test_recording_runs(tmp_path, monkeypatch):
     config = ModelConfig(vocab_size=50, d_model=16, router=RouterConfig(num_experts=4, top_k=2))
     torch.manual_seed(0)
     names = {"model": Decoder(config).eval(), "batches": [torch.randint(50, (3, 7))] * 2, "np": np}
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     with torch.no_grad():
         exec(compile(code, "trace-format.md", "exec"), names)
     trace = RoutingTrace.open("trace.parquet")

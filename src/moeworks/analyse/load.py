@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeworks.errors import check
+from moeworks.ops.load import DEAD_LOAD
 from moeworks.trace import ExpertCounts, RoutingTrace
 from moeworks.trace.counts import count_groups
 from moeworks.trace.expected import check_devices
-
-DEAD_LOAD = 0.01
-"""An expert is called dead when it takes less than this share of a balanced load (as in ops/load.py)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Configs: frozen dataclasses without torch, how they are read and written, and what they count to."""
 
+from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.mixers import (
     GatedDeltaConfig,
@@ -24,6 +25,7 @@ from moeworks.config.rope import RopeConfig
 from moeworks.config.run import CorpusConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
+    "AlarmConfig",
     "BalanceConfig",
     "CapacityConfig",
     "CorpusConfig",

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.model import ModelConfig
 from moeworks.errors import check
@@ -158,6 +159,7 @@ class RunConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

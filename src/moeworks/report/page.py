@@ -8,6 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from moeworks.files import write_atomically
 from moeworks.report import tables
+from moeworks.report.alarms import alarm_section
 from moeworks.report.fragments import Panel, card, details, escape, grid, script_json, section
 from moeworks.report.heat_maps import load_windows
 from moeworks.report.panels import balance_panels, domain_panel, engine_panels, learning_panels, load_panel
@@ -97,6 +98,7 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
     domain, domain_panels = _domain_section(run)
     sections = [
         section("words", "In words", "", tables.verdict_list(judge_run(run))),
+        alarm_section(run),
         _asset("guide.html") if run.moe_layers else "",
         section("learning", "Learning", "", grid(learning) if learning else ""),
         load,

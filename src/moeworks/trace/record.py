@@ -87,9 +87,11 @@ def choice_margin(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
 
 def _half(values: Tensor) -> np.ndarray:
     """float16, with what is too large for it at its largest number."""
-    limit = torch.finfo(torch.float16).max
-    finite = values.clamp(-limit, limit)
-    return torch.where(values.isinf(), values, finite).to(torch.float16).cpu().numpy()
+    half = values.to(torch.float16)
+    if bool(half.isinf().any()):
+        limit = torch.finfo(torch.float16).max
+        half = torch.where(values.isinf(), half, half.clamp(-limit, limit))
+    return half.cpu().numpy()
 
 
 def _kept(routing: Routing) -> np.ndarray:

@@ -6,7 +6,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,18 @@ from moeworks.ops.losses import (
     updated_expert_bias,
 )
 from moeworks.ops.mtp import mtp_loss
-from moeworks.ops.routing import Routing
+from moeworks.ops.routing import Routing, count_assignments
 from moeworks.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What the alarms need beside the counts, of the global batch of one step; without MTP layers."""
+
+    logit_size_l: Tensor
+    """[MoE layers]: mean over valid tokens of the largest absolute router logit."""
+    domain_counts: Tensor
+    """int64 [domains, MoE layers, E]; no rows where domains are not watched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,8 @@ class StepLosses:
     """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
     """[MoE layers]: share of assignments that capacity dropped."""
+    watched: Watched | None = None
+    """None where alarms are off, or the model is dense."""
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
@@ -52,9 +64,16 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
 
 
 def accumulate_gradients(
-    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+    model: Callable[..., DecoderOutput],
+    batches: Sequence[Batch],
+    config: RunConfig,
+    world: World,
+    watched_domains: int = 0,
 ) -> StepLosses:
-    """Forward and backward of this rank's micro-batches; gradients are local, the losses global."""
+    """Forward and backward of this rank's micro-batches; gradients are local, the losses global.
+
+    `watched_domains` is the number of domains whose assignments are counted on their own.
+    """
     total = _total_tokens(batches, world)
     totals = _totals_ahead(model, batches, config, world)
     parts: list[StepLosses] = []
@@ -73,7 +92,10 @@ def accumulate_gradients(
         loss = cross_entropy + total_balance_loss(shared, config.balance)
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
-        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead))
+        part = _detached(output.routings, cross_entropy, balance, share, ahead)
+        if config.alarms.enabled and balanced:
+            part = replace(part, watched=_watched(balanced, batch, share, watched_domains))
+        parts.append(part)
     return _combined(parts, world)
 
 
@@ -163,6 +185,34 @@ def _detached(
     )
 
 
+@torch.no_grad()
+def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: int) -> Watched:
+    valid_T, domain_T1 = batch.valid_BL.flatten(), batch.domain_ids_BL.reshape(-1, 1)
+    sizes = [_logit_size(routing, valid_T) * share for routing in routings]
+    experts = routings[0].num_experts
+    # An expert of a domain is an expert of its own.
+    counts = (
+        [
+            count_assignments(r.expert_ids_TK + domain_T1 * experts, domains * experts, valid_T)
+            for r in routings
+        ]
+        if domains
+        else []
+    )
+    device = share.device
+    empty = torch.zeros(0, len(routings), experts, dtype=torch.int64, device=device)
+    by_domain = (
+        torch.stack(counts).view(len(routings), domains, experts).transpose(0, 1) if domains else empty
+    )
+    return Watched(torch.stack(sizes), by_domain)
+
+
+def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
+    """Mean over valid tokens of the largest absolute logit."""
+    size_T = routing.router_logits_TE.abs().amax(dim=1)
+    return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
+
+
 def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
     """The sum over micro-batches and ranks: every part already carries its share."""
     return StepLosses(
@@ -171,4 +221,14 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
         balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
+        watched=_combined_watch([p.watched for p in parts if p.watched is not None], world),
+    )
+
+
+def _combined_watch(parts: Sequence[Watched], world: World) -> Watched | None:
+    if not parts:
+        return None
+    return Watched(
+        logit_size_l=world.sum_(torch.stack([p.logit_size_l for p in parts]).sum(dim=0)),
+        domain_counts=world.sum_(torch.stack([p.domain_counts for p in parts]).sum(dim=0)),
     )

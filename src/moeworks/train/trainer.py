@@ -1,7 +1,7 @@
 """The state of a training run, one step at a time, and how it is saved and restored."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
 from moeworks.train.step import StepLosses, accumulate_gradients, autocast, update_expert_biases
 
+MOST_DOMAINS = 64
+"""So many are watched by the alarms: a domain costs a count per layer and expert in every step."""
+
 
 @dataclass
 class Progress:
@@ -35,6 +38,8 @@ class Progress:
     metrics_bytes: int = 0
     best_step: int | None = None
     best_bits_per_byte: float | None = None
+    alarms: dict[str, Any] = field(default_factory=dict)
+    """AlarmState.to_json: which alarms are on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Trainer:
         self.optimizers.set_lr_scale(scale)
         self.optimizers.zero_grad()
         batches = self._batches()
-        losses = accumulate_gradients(self._forward, batches, self.config, self.world)
+        losses = accumulate_gradients(self._forward, batches, self.config, self.world, self.watched_domains)
         self.world.sum_gradients_(self.model.parameters())
         grad_norm = gradient_norm(self.model.parameters())
         if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
@@ -114,6 +119,13 @@ class Trainer:
         load_weights(self.model, checkpoint.tensors["model"], str(checkpoint.path))
         self.optimizers.load_state_tensors(checkpoint.tensors["optimizer"])
         self.progress = Progress(**saved["progress"])
+
+    @property
+    def watched_domains(self) -> int:
+        """Domains whose starvation is watched: none where there is one, or more than MOST_DOMAINS."""
+        count = len(self.corpus.domains)
+        wanted = self.config.alarms.enabled and self.config.alarms.domain_breadth > 0
+        return count if wanted and 2 <= count <= MOST_DOMAINS else 0
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches: the global batch cut by micro-batch first, then by rank."""
