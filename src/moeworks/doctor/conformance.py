@@ -70,7 +70,7 @@ def conformance_page(rows: Sequence[Row], invariants: Sequence[Invariant]) -> st
 
 
 def _head(rows: Sequence[Row], examined: Sequence[Row], invariants: Sequence[Invariant]) -> str:
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("transformers", "torch", "moeworks") if p)
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("transformers", "torch", "moeworks"))
     try:
         versions += f", peft {metadata.version('peft')}"
     except metadata.PackageNotFoundError:
@@ -83,8 +83,9 @@ needs its published weights. Made by
 
     moeworks doctor --all-transformers
 
-with {versions}: {len(examined)} of {len(rows)} families examined. Where it says ✗, look up the family below
-for the measured numbers, and the check for what they mean.
+with {versions}:
+{len(examined)} of {len(rows)} families examined. Where it says ✗, look up the family below for the measured
+numbers, and the check for what they mean.
 
 A ✗ is a difference to what the check states, not always a bug: some are choices of transformers that a user
 has to know, such as a loss that is off until it is asked for. Balance losses are examined as the model

@@ -21,7 +21,7 @@ def transformers_blocks(model: nn.Module) -> tuple[Block, ...]:
     Raises Unavailable for a layer whose experts are no tensors of their own.
     """
     try:
-        found = [b for b in hf_routing.find_blocks(model) if not b.attention]
+        found = [b for b in hf_routing.find_blocks(model) if not b.attention and "vision" not in b.path]
         stacks = {b.stack for b in found}
         last = found[-1].stack
         places = [

@@ -233,6 +233,8 @@ class TransformersSubject(Subject):
         blocks = self.blocks(self._module)
         biased = any(b.selection_bias is not None for b in blocks)
         groups = getattr(config, "n_group", None) or getattr(config, "num_expert_group", None) or 1
+        if getattr(config, "topk_method", None) == "greedy":
+            groups = 1
         coef = getattr(config, "router_aux_loss_coef", None)
         top_k = next((v for n in _TOP_K if isinstance(v := getattr(config, n, None), int)), None)
         renormalize = getattr(config, "norm_topk_prob", None)
