@@ -50,8 +50,8 @@ DECODERS = {
 
 OF_ARCHITECTURES = (
     "router-gradient", "selection", "weights", "underflow", "bias-shift", "bias-moves", "objective",
-    "balance-definition", "experts-learn", "experts-idle", "experts-permute", "replay", "eval-batch", "padding",
-    "causality", "recompute", "round-trip", "adapters",
+    "balance-definition", "experts-learn", "experts-idle", "experts-permute", "replay", "eval-batch",
+    "padding", "causality", "recompute", "round-trip", "adapters",
 )  # fmt: skip
 """Checks in which an architecture could differ from the decoders above."""
 
