@@ -166,6 +166,11 @@ class Router(RouterModule):
         return F.linear(x_TD, weight.to(x_TD.dtype), None if bias is None else bias.to(x_TD.dtype))
 
 
+def expert_bias_of(router: RouterModule) -> Tensor | None:
+    """float32 [E], the bias of loss-free balancing; None where the router has none."""
+    return router.expert_bias if isinstance(router, Router) else None
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """What a router computes in: float32, or float64 in a float64 model."""
     return x if x.dtype == torch.float64 else x.float()

@@ -18,7 +18,7 @@ from moeworks.checkpoint import (
     write_checkpoint,
 )
 from moeworks.errors import TrainingError
-from moeworks.layers.router import Router
+from moeworks.layers.router import expert_bias_of
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.ops.load import load_figures
 from moeworks.train.alarms import AlarmState, Figures, alarm_records
@@ -89,7 +89,7 @@ class _Interval:
         if not self._logit_sizes or self._domain_counts is None:
             return []
         routers = [moe.router for moe in moe_modules(trainer.model)][: len(counts_lE)]
-        biases = [router.expert_bias for router in routers if isinstance(router, Router)]
+        biases = [expert_bias_of(router) for router in routers]
         spreads = [b.max() - b.min() for b in biases if b is not None]
         figures = Figures(
             counts_lE=counts_lE,

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.layers.router import RouterModule, Statistics
-from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.models.decoder import DecoderOutput, moe_modules
 from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
@@ -96,7 +96,7 @@ def accumulate_gradients(
         loss = cross_entropy + total_balance_loss(shared, config.balance)
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
-        statistics = _statistics(routers, output.routings, config.balance)
+        statistics = router_statistics(routers, output.routings, config.balance)
         part = _detached(output.routings, cross_entropy, balance, share, ahead, statistics)
         if config.alarms.enabled and balanced:
             part = replace(part, watched=_watched(balanced, batch, share, watched_domains))
@@ -104,7 +104,7 @@ def accumulate_gradients(
     return _combined(parts, world)
 
 
-def routers_of(model: Decoder) -> list[RouterModule]:
+def routers_of(model: nn.Module) -> list[RouterModule]:
     """The routers of the MoE layers, in the order of the routings."""
     return [moe.router for moe in moe_modules(model)]
 
@@ -122,12 +122,21 @@ def update_routers(
 
 
 @torch.no_grad()
-def _statistics(
+def router_statistics(
     routers: Sequence[RouterModule], routings: Sequence[Routing], config: BalanceConfig
 ) -> tuple[Statistics, ...]:
+    """Per router what it needs to know of its Routing; nothing without routers."""
     if not routers:
         return ()
     return tuple(router.statistics(r, config) for router, r in zip(routers, routings, strict=True))
+
+
+def summed_statistics(parts: Sequence[tuple[Statistics, ...]]) -> tuple[Statistics, ...]:
+    """The sums over micro-batches, per router."""
+    return tuple(
+        {name: torch.stack([layer[name] for layer in layers]).sum(dim=0) for name in layers[0]}
+        for layers in zip(*parts, strict=True)
+    )
 
 
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
@@ -245,11 +254,8 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
         statistics=tuple(
-            {
-                name: world.sum_(torch.stack([layer[name] for layer in layers]).sum(dim=0))
-                for name in layers[0]
-            }
-            for layers in zip(*(p.statistics for p in parts), strict=True)
+            {name: world.sum_(value) for name, value in sums.items()}
+            for sums in summed_statistics([p.statistics for p in parts])
         ),
         watched=_combined_watch([p.watched for p in parts if p.watched is not None], world),
     )
