@@ -60,6 +60,17 @@ def section(key: str, title: str, intro: str, *content: str) -> str:
     return f'<section aria-labelledby="{key}">{heading}{"".join(content)}</section>'
 
 
+def tile(value: str, name: str, words: str) -> str:
+    """One number that counts, with its name and a sentence."""
+    content = f"<b>{escape(value)}</b><span>{escape(words)}</span>"
+    return f'<div class="tile"><dt>{escape(name)}</dt><dd>{content}</dd></div>'
+
+
+def tile_list(tiles: Iterable[str]) -> str:
+    """Tiles side by side."""
+    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+
+
 def table(
     label: str, header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()
 ) -> str:

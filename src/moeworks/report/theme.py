@@ -13,6 +13,11 @@ _HEAT: Final = {
     "light": ((0.0, "#1f4fa3"), (0.17, "#88aee0"), (1 / 3, "#f6f4ef"), (0.6, "#ee9a4d"), (1.0, "#a93c00")),
     "dark": ((0.0, "#6ea8ff"), (0.17, "#3a5f96"), (1 / 3, "#2a2d33"), (0.6, "#b8651b"), (1.0, "#ffb066")),
 }
+# One hue from faint to strong, for what has no neutral middle.
+SEQUENTIAL: Final = {
+    "light": ((0.0, "#f3f4f6"), (0.25, "#c5d4ec"), (0.5, "#7ea3d8"), (0.75, "#3a6bb5"), (1.0, "#0e2f66")),
+    "dark": ((0.0, "#23262b"), (0.25, "#27406a"), (0.5, "#3b6cb0"), (0.75, "#74a5e8"), (1.0, "#d3e4ff")),
+}
 _INK: Final = {"light": "#1c1e21", "dark": "#e8e9ec"}
 _MUTED: Final = "#8b929b"
 _GRID: Final = {"light": "#e4e5e8", "dark": "#343942"}

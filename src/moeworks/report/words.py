@@ -2,8 +2,6 @@
 
 import math
 
-from moeworks.report.run_data import RunData
-
 
 def short_number(value: float) -> str:
     """Three significant digits and a unit: 1130000 -> "1.13 M"."""
@@ -41,16 +39,3 @@ def span(first: int, last: int) -> str:
 def finite(value: float, digits: int) -> float | None:
     """`value` to `digits` significant digits; None, JSON's null, for what JSON cannot hold."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def layer_names(run: RunData) -> list[str]:
-    """Names of the MoE layers, counted from 0 over all decoder layers."""
-    return [f"layer {index}" for index in run.moe_layers]
-
-
-def expert_names(run: RunData, columns: int) -> list[str]:
-    """Numbers of the routes; the ones without weights say what they are."""
-    router = run.config.model.router
-    identity_end = router.num_experts + router.num_identity_experts
-    kinds = [(router.num_experts, ""), (identity_end, " (identity)"), (columns, " (zero)")]
-    return [str(i) + next(kind for end, kind in kinds if i < end or end == columns) for i in range(columns)]

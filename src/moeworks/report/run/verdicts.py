@@ -1,13 +1,12 @@
 """What the numbers say, in words. Every verdict states the threshold that it was judged by."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 
-from moeworks.report.heat_maps import domain_shares, drawn_domains, load_windows
-from moeworks.report.run_data import RunData
-from moeworks.report.words import layer_names, percent, plural
+from moeworks.report.run.heat_maps import domain_shares, drawn_domains, load_windows
+from moeworks.report.run.names import layer_names
+from moeworks.report.run.run_data import RunData
+from moeworks.report.verdict import Verdict
+from moeworks.report.words import percent, plural
 
 NEARLY_UNUSED = 0.1
 """An expert with less than this part of its fair share is nearly unused."""
@@ -21,15 +20,6 @@ SPECIALISED = 2.0
 """An expert with this many times its share of all text in a domain prefers that domain."""
 RECENT_STEPS = 5
 """Logged steps that a last training loss is the mean of."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One finding. `rule` says how it was judged."""
-
-    level: Literal["good", "look", "problem", "note"]
-    text: str
-    rule: str
 
 
 def _progress(run: RunData) -> list[Verdict]:

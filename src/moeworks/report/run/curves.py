@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moeworks.report.run_data import EvalRecord, RunData, TrainRecord
+from moeworks.report.lines import axis, line_figure
+from moeworks.report.run.names import layer_names
+from moeworks.report.run.run_data import EvalRecord, RunData, TrainRecord
 from moeworks.report.theme import Figure, depth_colors
-from moeworks.report.words import finite, layer_names
+from moeworks.report.words import finite
 
 MAX_POINTS = 20_000
 """Points of one figure: a long run's curves are thinned so that the page stays small."""
-MAX_LEGEND = 12
-"""More lines than this are told apart by hovering, not by a legend that fills the figure."""
 
 BALANCE_NAMES = {
     "switch": "Switch, per micro-batch",
@@ -48,35 +48,8 @@ def _line(name: str, records: Sequence[Any], value: Callable[[Any], float], **st
     } | style
 
 
-def _figure(lines: list[Figure], y_title: str, words: str, **layout: Any) -> Figure:
-    """`words` is the hover text behind "step n: ", with plotly's placeholders."""
-    for line in lines:
-        line.setdefault("hovertemplate", f"Step %{{x:,}}<br>{words}<extra></extra>")
-    base = {
-        "height": 270,
-        "margin": {"l": 10, "r": 12, "t": 10, "b": 10},
-        # One line or two answer wherever the pointer is above them; of more, the nearest answers.
-        "hovermode": "x" if len(lines) <= 2 else "closest",
-        "showlegend": 1 < len(lines) <= MAX_LEGEND,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        "xaxis": _axis("training step", tickformat=",d") | _few_ticks(lines),
-        "yaxis": _axis(y_title),
-    }
-    return {"data": lines, "layout": base | layout}
-
-
-def _few_ticks(lines: list[Figure]) -> Figure:
-    """For a few steps a tick at each: plotly would put some between them, at steps that do not exist."""
-    steps = sorted({step for line in lines for step in line["x"]})
-    return {"tickvals": steps} if len(steps) <= 4 else {}
-
-
-def _axis(title: str, **axis: Any) -> Figure:
-    return {"title": {"text": title}, "automargin": True} | axis
-
-
 def _draw_train(run: RunData, y_title: str, words: str, value: Callable[[TrainRecord], float]) -> Figure:
-    return _figure([_line(y_title, thin(run.train, MAX_POINTS), value)], y_title, words)
+    return line_figure([_line(y_title, thin(run.train, MAX_POINTS), value)], y_title, words)
 
 
 def draw_loss(run: RunData) -> Figure:
@@ -88,7 +61,7 @@ def draw_validation(run: RunData) -> Figure:
     """Validation bits per byte, always with a marker for each validation."""
     points: list[EvalRecord] = thin(run.evals, MAX_POINTS)
     line = _line("bits per byte", points, lambda r: r.bits_per_byte, mode="lines+markers")
-    return _figure([line], "bits per byte", "%{y:.3f} bits per byte of unseen text")
+    return line_figure([line], "bits per byte", "%{y:.3f} bits per byte of unseen text")
 
 
 def draw_learning_rate(run: RunData) -> Figure:
@@ -125,8 +98,8 @@ def draw_balance(run: RunData) -> Figure:
         line = _line(label, records, lambda r, name=name: r.balance.get(name, float("nan")), **style)
         lines.append(line | {"hovertemplate": f"Step %{{x:,}}<br>{label}: %{{y:.3f}}<extra></extra>"})
     right = {"overlaying": "y", "side": "right", "tickmode": "auto", "rangemode": "tozero", "showgrid": False}
-    axes = {"yaxis2": _axis("router z-loss", **right)} if "z" in names else {}
-    return _figure(lines, "balance loss (1 = balanced)", "%{y:.3f}", showlegend=True, **axes)
+    axes: dict[str, Any] = {"yaxis2": axis("router z-loss", **right)} if "z" in names else {}
+    return line_figure(lines, "balance loss (1 = balanced)", "%{y:.3f}", showlegend=True, **axes)
 
 
 def _draw_layers(run: RunData, field: str, y_title: str, words: str, **style: Any) -> Figure:
@@ -139,7 +112,7 @@ def _draw_layers(run: RunData, field: str, y_title: str, words: str, **style: An
         | {"line": {"width": 2, "color": color}}
         for n, (name, color) in enumerate(zip(names, depth_colors(len(names)), strict=True))
     ]
-    return _figure(lines, y_title, words, yaxis=_axis(y_title, rangemode="tozero"))
+    return line_figure(lines, y_title, words, yaxis=axis(y_title, rangemode="tozero"))
 
 
 def draw_max_vio(run: RunData) -> Figure:
@@ -169,15 +142,3 @@ def draw_dropped(run: RunData) -> Figure:
     figure = _draw_layers(run, "dropped", "dropped", "%{y:.2%} of the assignments dropped")
     figure["layout"]["yaxis"]["tickformat"] = ".1%"
     return figure
-
-
-def describe_figure(figure: Figure) -> str:
-    """A text alternative: where every line starts and ends."""
-    parts = []
-    for line in figure["data"][:MAX_LEGEND]:
-        points = [(x, y) for x, y in zip(line["x"], line["y"], strict=True) if y is not None]
-        if points:
-            (x0, y0), (x1, y1) = points[0], points[-1]
-            parts.append(f"{line['name']}: from {y0:.4g} at step {x0} to {y1:.4g} at step {x1}")
-    left_out = len(figure["data"]) - MAX_LEGEND
-    return "; ".join(parts) + (f"; and {left_out} more lines" if left_out > 0 else "")

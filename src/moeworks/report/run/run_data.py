@@ -13,7 +13,7 @@ import numpy as np
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
 from moeworks.errors import ConfigError, DataError
-from moeworks.report.json_fields import Fields, parse_object, read_object
+from moeworks.report.run.json_fields import Fields, parse_object, read_object
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moeworks.config import CapacityConfig, RunConfig
-from moeworks.report.run_data import EvalRecord, RoutingRecord, RunData, read_run
-from moeworks.report.verdicts import Verdict, judge_run
+from moeworks.report.run.run_data import EvalRecord, RoutingRecord, RunData, read_run
+from moeworks.report.run.verdicts import judge_run
+from moeworks.report.verdict import Verdict
 
 RunMaker = Callable[..., Path]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from moeworks.errors import DataError
-from moeworks.report import page, write_report
-from moeworks.report.run_data import read_run
+from moeworks.report import write_report
+from moeworks.report.run import page
+from moeworks.report.run.run_data import read_run
 
 RunMaker = Callable[..., Path]
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'

@@ -1,7 +1,4 @@
-"""Heat maps of expert load: layer x expert over training, and domain x expert layer by layer.
-
-Each is one plotly figure with `frames`; the page shows one frame at a time through a slider or a list.
-"""
+"""Heat maps of expert load: layer x expert over training, and domain x expert layer by layer."""
 
 import html
 from collections.abc import Sequence
@@ -9,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.report.run_data import RunData
+from moeworks.analyse.load import relative_load
+from moeworks.report.heat_map import colorbar, heat_map, row_height, rows
+from moeworks.report.run.names import expert_names, layer_names
+from moeworks.report.run.run_data import RunData
 from moeworks.report.theme import SATURATION, Figure
-from moeworks.report.words import expert_names, layer_names, percent, span
+from moeworks.report.words import percent, span
 
 MAX_FRAMES = 60
 """Positions of the slider over training."""
@@ -42,12 +42,6 @@ class LoadWindow:
         return span(self.first_step, self.last_step)
 
 
-def relative_load(tokens_per_expert: np.ndarray) -> np.ndarray:
-    """Counts [..., E] over the mean count of their row; NaN in rows without a count."""
-    mean = tokens_per_expert.mean(axis=-1, keepdims=True)
-    return np.divide(tokens_per_expert, mean, out=np.full(tokens_per_expert.shape, np.nan), where=mean > 0)
-
-
 def load_windows(run: RunData, limit: int = MAX_FRAMES) -> list[LoadWindow]:
     """The routing counts of a run, neighbours added up so that at most `limit` windows cover every step.
 
@@ -66,64 +60,23 @@ def load_windows(run: RunData, limit: int = MAX_FRAMES) -> list[LoadWindow]:
     return windows
 
 
-def _rows(matrix: np.ndarray, digits: int) -> list[list[float | None]]:
-    return [[None if np.isnan(x) else round(float(x), digits) for x in row] for row in matrix]
-
-
-def _heat_map(
-    x: list[str], y: list[str], frames: list[Figure], shown: Figure, height: int, **trace: object
-) -> Figure:
-    """A heat map that starts with the frame `shown`."""
-    base = {"x": x, "y": y, "xgap": int(len(x) <= 64), "ygap": 1} | trace | shown["data"][0]
-    axis = {"type": "category", "automargin": True, "fixedrange": True, "showgrid": False, "ticks": ""}
-    layout = {
-        "height": height,
-        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "xaxis": axis | {"title": {"text": "expert"}, "tickangle": 0, "tick0": 0, "dtick": 1},
-        "yaxis": axis | {"autorange": "reversed"},
-    }
-    return {"data": [base], "layout": layout, "frames": frames}
-
-
-def _colorbar(title: str, values: Sequence[float], texts: Sequence[str]) -> Figure:
-    """A horizontal bar above the map: it leaves the width to the experts, on a phone too."""
-    return {
-        "orientation": "h",
-        "y": 1,
-        "yanchor": "bottom",
-        "ypad": 2,
-        "thickness": 12,
-        "len": 0.9,
-        "title": {"text": title, "side": "top"},
-        "tickvals": list(values),
-        "ticktext": list(texts),
-        "tickangle": 0,
-        "outlinewidth": 0,
-    }
-
-
-def _row_height(rows: int) -> int:
-    """Height of a row in pixels: large for few rows, at least as high as its label for many."""
-    return max(16, min(40, 320 // rows))
-
-
 def draw_load(run: RunData, windows: Sequence[LoadWindow]) -> Figure:
     """Load of every expert in every MoE layer, a frame per window, opened at the last one.
 
     z is the load relative to the balanced share, to two decimals.
     """
-    frames = [{"name": w.steps, "data": [{"type": "heatmap", "z": _rows(w.load, 2)}]} for w in windows]
+    frames = [{"name": w.steps, "data": [{"type": "heatmap", "z": rows(w.load, 2)}]} for w in windows]
     experts = expert_names(run, windows[0].tokens_per_expert.shape[1])
-    return _heat_map(
+    return heat_map(
         experts,
         layer_names(run),
         frames,
         frames[-1],
-        130 + len(run.moe_layers) * _row_height(len(run.moe_layers)),
+        130 + len(run.moe_layers) * row_height(len(run.moe_layers)),
         zmin=0,
         zmax=SATURATION,
         hovertemplate="Expert %{x} of %{y}<br>works %{z:.2f} times its fair share<extra></extra>",
-        colorbar=_colorbar("load (1 = fair share)", (0, 1, 2, 3), ("0", "1", "2", "3 +")),
+        colorbar=colorbar("load (1 = fair share)", (0, 1, 2, 3), ("0", "1", "2", "3 +")),
     )
 
 
@@ -150,21 +103,21 @@ def domain_shares(counts: dict[str, np.ndarray], domains: Sequence[str]) -> np.n
 def draw_domains(run: RunData, domains: Sequence[str], shares: np.ndarray) -> Figure:
     """Domain x expert, a frame per MoE layer. z is a percentage; neutral is the uniform 100 / E."""
     frames = [
-        {"name": name, "data": [{"type": "heatmap", "z": _rows(100 * layer, 2)}]}
+        {"name": name, "data": [{"type": "heatmap", "z": rows(100 * layer, 2)}]}
         for name, layer in zip(layer_names(run), shares, strict=True)
     ]
     uniform = 1 / shares.shape[-1]
     ticks = [100 * uniform * n for n in range(4)]
     texts = ["0", *(percent(n * uniform) for n in (1, 2)), f"{percent(3 * uniform)} +"]
-    return _heat_map(
+    return heat_map(
         expert_names(run, shares.shape[-1]),
         [html.escape(name, quote=False) for name in domains],
         frames,
         frames[0],
-        150 + len(domains) * _row_height(len(domains)),
+        150 + len(domains) * row_height(len(domains)),
         zmin=0,
         zmax=SATURATION * 100 * uniform,
         hovertemplate="%{z:.1f} % of the work on %{y}<br>goes to expert %{x}"
         f"<br>(spread evenly it would be {percent(uniform)})<extra></extra>",
-        colorbar=_colorbar("share of the assignments", ticks, texts),
+        colorbar=colorbar("share of the assignments", ticks, texts),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moeworks.errors import DataError
-from moeworks.report.run_data import read_run
+from moeworks.report.run.run_data import read_run
 
 RunMaker = Callable[..., Path]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moeworks.errors import DataError
-from moeworks.report.json_fields import Fields, parse_object, read_object
+from moeworks.report.run.json_fields import Fields, parse_object, read_object
 
 
 def fields(**values: object) -> Fields:

@@ -2,17 +2,18 @@
 
 import numpy as np
 
-from moeworks.report import curves, heat_maps
 from moeworks.report.fragments import Panel
-from moeworks.report.heat_maps import LoadWindow, domain_shares, drawn_domains
-from moeworks.report.run_data import RunData
+from moeworks.report.lines import MAX_LEGEND, describe_figure
+from moeworks.report.run import curves, heat_maps
+from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domains
+from moeworks.report.run.run_data import RunData
+from moeworks.report.run.verdicts import NEARLY_UNUSED
 from moeworks.report.theme import Figure
-from moeworks.report.verdicts import NEARLY_UNUSED
 from moeworks.report.words import percent, plural
 
 
 def _curve(key: str, title: str, caption: str, figure: Figure) -> Panel:
-    return Panel(key, title, caption, f"{title}. {curves.describe_figure(figure)}", figure)
+    return Panel(key, title, caption, f"{title}. {describe_figure(figure)}", figure)
 
 
 def learning_panels(run: RunData) -> list[Panel]:
@@ -43,7 +44,7 @@ def balance_panels(run: RunData) -> list[Panel]:
     caption = (
         "How far a layer's busiest expert is above its fair share. 0 is perfect, 1 means twice the share."
     )
-    if len(run.moe_layers) > curves.MAX_LEGEND:
+    if len(run.moe_layers) > MAX_LEGEND:
         caption += " Colours run from the first layer (blue) to the last (pink)."
     panels = [_curve("max_vio", "MaxVio by layer", caption, curves.draw_max_vio(run))]
     panels.append(_curve("dead", "Dead experts", _dead_caption(run), curves.draw_dead_experts(run)))

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from moeworks.config.count import count_parameters
-from moeworks.report import tables
-from moeworks.report.heat_maps import LoadWindow, load_windows
-from moeworks.report.run_data import RunData, read_run
-from moeworks.report.verdicts import Verdict
+from moeworks.report.run import tables
+from moeworks.report.run.heat_maps import LoadWindow, load_windows
+from moeworks.report.run.run_data import RunData, read_run
 from moeworks.report.words import short_number
 
 RunMaker = Callable[..., Path]
@@ -67,14 +66,6 @@ def test_headline_of_a_run_without_lines(run: RunData) -> None:
 
 def test_a_dense_model_has_no_active_parameters(make_run: RunMaker) -> None:
     assert "active parameters" not in tiles(tables.headline(read_run(make_run(dense=True))))
-
-
-def test_verdicts_are_told_apart_by_words_and_escaped() -> None:
-    html = tables.verdict_list([Verdict("good", "a < b", "r & s"), Verdict("problem", "c", "d")])
-    assert "✓</span> Good" in html
-    assert "✕</span> Problem" in html
-    assert "a &lt; b<small>r &amp; s</small>" in html
-    assert tables.verdict_list([]) == ""
 
 
 def test_load_table(run: RunData) -> None:

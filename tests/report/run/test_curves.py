@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeworks.report import curves
-from moeworks.report.run_data import RunData, read_run
+from moeworks.report.lines import describe_figure
+from moeworks.report.run import curves
+from moeworks.report.run.run_data import RunData, read_run
 
 DRAWERS = [
     curves.draw_loss, curves.draw_validation, curves.draw_learning_rate, curves.draw_grad_norm,
@@ -102,7 +103,7 @@ def test_values_that_json_cannot_hold_become_gaps(run: RunData) -> None:
     broken = (*run.train[:2], replace(run.train[2], loss=float("nan")))
     figure = curves.draw_loss(replace(run, train=broken))
     assert figure["data"][0]["y"][-1] is None
-    assert curves.describe_figure(figure).endswith(f"to {run.train[1].loss:.4g} at step 20")
+    assert describe_figure(figure).endswith(f"to {run.train[1].loss:.4g} at step 20")
 
 
 def test_a_single_point_has_a_marker_and_a_tick(run: RunData) -> None:
@@ -128,7 +129,7 @@ def test_thinning_keeps_the_ends_and_the_order(count: int, limit: int) -> None:
 
 
 def test_the_text_alternative_says_where_lines_start_and_end(run: RunData) -> None:
-    text = curves.describe_figure(curves.draw_max_vio(run))
+    text = describe_figure(curves.draw_max_vio(run))
     assert text.count("; ") == 3
     first, last = run.train[0].max_vio[0], run.train[-1].max_vio[0]
     assert text.startswith(f"layer 0: from {first:.4g} at step 10 to {last:.4g} at step 300; layer 1:")
@@ -137,4 +138,4 @@ def test_the_text_alternative_says_where_lines_start_and_end(run: RunData) -> No
 def test_many_lines_have_no_legend_and_a_short_description(make_run: Callable[..., Path]) -> None:
     figure = curves.draw_max_vio(read_run(make_run(layers=20, experts=4, lines=2)))
     assert figure["layout"]["showlegend"] is False
-    assert curves.describe_figure(figure).endswith("; and 8 more lines")
+    assert describe_figure(figure).endswith("; and 8 more lines")

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from moeworks.report.heat_maps import load_windows
-from moeworks.report.panels import balance_panels, domain_panel, engine_panels, learning_panels, load_panel
-from moeworks.report.run_data import RunData, read_run
+from moeworks.report.run.heat_maps import load_windows
+from moeworks.report.run.panels import (
+    balance_panels,
+    domain_panel,
+    engine_panels,
+    learning_panels,
+    load_panel,
+)
+from moeworks.report.run.run_data import RunData, read_run
 
 RunMaker = Callable[..., Path]
 

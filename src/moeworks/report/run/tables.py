@@ -7,19 +7,14 @@ import numpy as np
 
 from moeworks.config.count import count_parameters
 from moeworks.config.explain import explain
-from moeworks.report.fragments import escape, table
-from moeworks.report.heat_maps import LoadWindow, domain_shares, drawn_domains
-from moeworks.report.run_data import RunData, Summary
-from moeworks.report.verdicts import NEARLY_UNUSED, Verdict
-from moeworks.report.words import duration, expert_names, layer_names, percent, short_number
+from moeworks.report.fragments import escape, table, tile, tile_list
+from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domains
+from moeworks.report.run.names import expert_names, layer_names
+from moeworks.report.run.run_data import RunData, Summary
+from moeworks.report.run.verdicts import NEARLY_UNUSED
+from moeworks.report.words import duration, percent, short_number
 
-_LEVELS = {"good": ("✓", "Good"), "look": ("!", "Look"), "problem": ("✕", "Problem"), "note": ("i", "Note")}
 _FAVOURITES = 3
-
-
-def _tile(value: str, name: str, words: str) -> str:
-    content = f"<b>{escape(value)}</b><span>{escape(words)}</span>"
-    return f'<div class="tile"><dt>{escape(name)}</dt><dd>{content}</dd></div>'
 
 
 def _parameters(run: RunData) -> tuple[int, int]:
@@ -32,14 +27,14 @@ def _parameters(run: RunData) -> tuple[int, int]:
 def _parameter_tiles(run: RunData) -> str:
     total, active = _parameters(run)
     if not run.moe_layers:
-        return _tile(
+        return tile(
             short_number(total), "parameters", "Numbers that were learned. Every token uses all of them."
         )
-    everything = _tile(
+    everything = tile(
         short_number(total), "parameters", "Numbers that were learned, in all experts together."
     )
     words = "Those that work on any one token. They set the cost; the total sets the memory."
-    return everything + _tile(short_number(active), "active parameters", words)
+    return everything + tile(short_number(active), "active parameters", words)
 
 
 def _progress(run: RunData) -> tuple[int, float] | None:
@@ -57,32 +52,20 @@ def headline(run: RunData) -> str:
             "What the model needs to write down unseen text. Lower is better: 8 is knowing nothing, 0 all."
         )
         name = "bits per byte" if run.summary is not None else f"bits per byte at step {run.last_eval.step:,}"
-        tiles.append(_tile(f"{run.last_eval.bits_per_byte:.3f}", name, words))
+        tiles.append(tile(f"{run.last_eval.bits_per_byte:.3f}", name, words))
     tiles.append(_parameter_tiles(run))
     if (progress := _progress(run)) is not None:
         tokens, seconds = progress
         tiles.append(
-            _tile(
+            tile(
                 short_number(tokens), "tokens seen", "Pieces of text, a few letters each, that it trained on."
             )
         )
-        tiles.append(_tile(duration(seconds), "time", "How long it trained, validations aside."))
+        tiles.append(tile(duration(seconds), "time", "How long it trained, validations aside."))
         if seconds > 0:
             speed = short_number(tokens / seconds)
-            tiles.append(_tile(speed, "tokens per second", "Tokens seen divided by that time."))
-    return f'<dl class="tiles">{"".join(tiles)}</dl>'
-
-
-def verdict_list(verdicts: list[Verdict]) -> str:
-    items = []
-    for verdict in verdicts:
-        sign, word = _LEVELS[verdict.level]
-        badge = f'<span class="badge"><span aria-hidden="true">{sign}</span> {word}</span>'
-        items.append(
-            f'<li class="{verdict.level}">{badge}'
-            f"<div>{escape(verdict.text)}<small>{escape(verdict.rule)}</small></div></li>"
-        )
-    return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
+            tiles.append(tile(speed, "tokens per second", "Tokens seen divided by that time."))
+    return tile_list(tiles)
 
 
 def load_table(run: RunData, window: LoadWindow) -> str:

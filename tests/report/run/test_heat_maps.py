@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moeworks.report import heat_maps
-from moeworks.report.run_data import RoutingRecord, RunData, read_run
+from moeworks.report.run import heat_maps
+from moeworks.report.run.run_data import RoutingRecord, RunData, read_run
 
 RunMaker = Callable[..., Path]
 

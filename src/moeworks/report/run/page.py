@@ -1,24 +1,24 @@
 """The page: everything about a run in one HTML file that needs nothing else, not even a network."""
 
-from importlib.resources import files
 from pathlib import Path
-from string import Template
-
-from plotly.offline import get_plotlyjs
 
 from moeworks.files import write_atomically
-from moeworks.report import tables
-from moeworks.report.fragments import Panel, card, details, escape, grid, script_json, section
-from moeworks.report.heat_maps import load_windows
-from moeworks.report.panels import balance_panels, domain_panel, engine_panels, learning_panels, load_panel
-from moeworks.report.run_data import RunData, read_run
-from moeworks.report.theme import template
-from moeworks.report.verdicts import judge_run
-from moeworks.report.words import layer_names, plural
-
-
-def _asset(name: str) -> str:
-    return (files("moeworks.report") / "assets" / name).read_text(encoding="utf-8")
+from moeworks.report.fragments import Panel, card, details, escape, grid, section
+from moeworks.report.run import tables
+from moeworks.report.run.heat_maps import load_windows
+from moeworks.report.run.names import layer_names
+from moeworks.report.run.panels import (
+    balance_panels,
+    domain_panel,
+    engine_panels,
+    learning_panels,
+    load_panel,
+)
+from moeworks.report.run.run_data import RunData, read_run
+from moeworks.report.run.verdicts import judge_run
+from moeworks.report.shell import PageWords, asset, fill_page
+from moeworks.report.verdict import verdict_list
+from moeworks.report.words import plural
 
 
 def _subtitle(run: RunData) -> str:
@@ -96,8 +96,8 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
     load, load_panels = _load_section(run)
     domain, domain_panels = _domain_section(run)
     sections = [
-        section("words", "In words", "", tables.verdict_list(judge_run(run))),
-        _asset("guide.html") if run.moe_layers else "",
+        section("words", "In words", "", verdict_list(judge_run(run))),
+        asset("guide.html") if run.moe_layers else "",
         section("learning", "Learning", "", grid(learning) if learning else ""),
         load,
         section("balance-title", "Balance over training", "", grid(balance) if balance else ""),
@@ -112,21 +112,17 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
 def build_page(run: RunData) -> str:
     """The HTML of the report of `run`."""
     body, panels = _body(run)
-    payload = {
-        "figures": {panel.key: panel.figure for panel in panels},
-        "themes": {name: template(name) for name in ("light", "dark")},
-    }
-    return Template(_asset("page.html")).substitute(
-        title=escape(run.name),
-        subtitle=escape(_subtitle(run)),
-        state="finished" if run.summary else "not finished",
-        headline=tables.headline(run),
-        body=body,
-        machine=tables.machine_line(run),
-        style=_asset("page.css"),
-        data=script_json(payload),
-        plotly=get_plotlyjs(),
-        script=_asset("page.js"),
+    return fill_page(
+        PageWords(
+            kind="Training report",
+            state="finished" if run.summary else "not finished",
+            title=run.name,
+            subtitle=_subtitle(run),
+            footer=tables.machine_line(run),
+        ),
+        tables.headline(run),
+        body,
+        panels,
     )
 
 
