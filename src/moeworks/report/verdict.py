@@ -36,3 +36,13 @@ def verdict_list(verdicts: Sequence[Verdict]) -> str:
         words = f"{escape(verdict.text)}{advice}<small>{escape(verdict.rule)}</small>"
         items.append(f'<li class="{verdict.level}">{badge}<div>{words}</div></li>')
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> str:
+    """The findings as a list in Markdown."""
+    return "".join(
+        f"- **{LEVELS[one.level][1]}** {one.text}"
+        + (f" {one.advice}" if one.advice else "")
+        + f" *{one.rule}*\n"
+        for one in verdicts
+    )

@@ -1,6 +1,7 @@
 """Numbers in words: what the page and the hover texts say."""
 
 import math
+from collections.abc import Sequence
 
 
 def short_number(value: float) -> str:
@@ -39,3 +40,10 @@ def span(first: int, last: int) -> str:
 def finite(value: float, digits: int) -> float | None:
     """`value` to `digits` significant digits; None, JSON's null, for what JSON cannot hold."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def shortened(parts: Sequence[str], limit: int = 4, noun: str = "layer") -> str:
+    """The first parts in a row, and how many there are beside them; the first letter is a capital."""
+    rest = len(parts) - limit
+    text = "; ".join(parts[:limit]) + (f"; and {plural(rest, f'more {noun}')}" if rest > 0 else "")
+    return text[0].upper() + text[1:]

@@ -6,7 +6,7 @@ from moeworks.report.run.heat_maps import domain_shares, drawn_domains, load_win
 from moeworks.report.run.names import layer_names
 from moeworks.report.run.run_data import RunData
 from moeworks.report.verdict import Verdict
-from moeworks.report.words import percent, plural
+from moeworks.report.words import percent, plural, shortened
 
 NEARLY_UNUSED = 0.1
 """An expert with less than this part of its fair share is nearly unused."""
@@ -81,13 +81,11 @@ def _usage(run: RunData) -> list[Verdict]:
         if n
     ]
     level = "problem" if idle.max() > num_experts / 4 else "look"
-    return [Verdict(level, f"{_shortened(parts)}.", rule)]
-
-
-def _shortened(parts: list[str], limit: int = 4) -> str:
-    rest = len(parts) - limit
-    text = "; ".join(parts[:limit]) + (f"; and {plural(rest, 'more layer')}" if rest > 0 else "")
-    return text[0].upper() + text[1:]
+    advice = (
+        "Memory that hardly works. Early in training it often mends itself; if it stays, raise the balance"
+        " loss (--balance.global-batch-coef) or use a selection bias (--balance.bias-rule sign)."
+    )
+    return [Verdict(level, f"{shortened(parts)}.", rule, advice)]
 
 
 def _evenness(run: RunData) -> list[Verdict]:
@@ -101,9 +99,13 @@ def _evenness(run: RunData) -> list[Verdict]:
     rule = f"At step {last.step:,}. MaxVio up to {UNEVEN} counts as even, above {LOPSIDED} as lopsided."
     if value <= UNEVEN:
         return [Verdict("good", f"{text}: the load is even.", rule)]
+    advice = (
+        "When experts work in parallel all others wait for the busiest. It usually falls as training goes on;"
+        " more balance (--balance.global-batch-coef, --balance.bias-rule sign) makes it fall sooner."
+    )
     if value <= LOPSIDED:
-        return [Verdict("look", f"{text}: the load is somewhat uneven.", rule)]
-    return [Verdict("problem", f"{text}: the load is lopsided.", rule)]
+        return [Verdict("look", f"{text}: the load is somewhat uneven.", rule, advice)]
+    return [Verdict("problem", f"{text}: the load is lopsided.", rule, advice)]
 
 
 def _dropping(run: RunData) -> list[Verdict]:
