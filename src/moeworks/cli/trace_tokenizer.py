@@ -18,7 +18,8 @@ def find_pieces(header: TraceHeader, tokenizer: Path | None, model: Path | None)
 
     `tokenizer` or else `model` is where to look; without both the path that the trace names its model
     by, if it is still there. Raises ConfigError for a given one that is not the trace's by its
-    fingerprint, and DataError for one that cannot be read; one that only the trace names is left out with a reason.
+    fingerprint, and DataError for one that cannot be read; one that only the trace names is left out
+    with a reason.
     """
     given = tokenizer or model
     if given is not None:
