@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_published import LLAMA, write
 
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
+from moeworks.data.pieces import Pieces
 from moeworks.data.sentencepiece_tokenizer import Added, SentencePieceTokenizer
 from moeworks.errors import DataError, MissingDependencyError
 from moeworks.generate.stream import TextStream
@@ -210,3 +211,14 @@ def test_the_longest_token_is_cut_out(folder):
     ids = found.encode("x  <a><b><a>").ids
     assert ids[-2:] == [591, 590] and found.token_to_id("<a>") == 590
     assert found.decode(ids, skip_special_tokens=True) == "x"
+
+
+@pytest.mark.parametrize("text", LANGUAGES)
+def test_pieces_make_the_text(tokenizer, trained, text):
+    """What a report shows of single tokens: bytes and their spaces are all there."""
+    pieces = Pieces(tokenizer.backend).of(tokenizer.encode(text))
+    assert None not in pieces
+    if trained[0] == "llama":
+        assert b"".join(pieces).decode() == " " + text.replace("▁", " ")
+    assert Pieces(tokenizer.backend).of([10**6, -1]) == [None, None]
+    assert Pieces(tokenizer.backend).of(tokenizer.start_ids) == [b"<s>"]

@@ -1,20 +1,12 @@
 """Numbers in words."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeworks.config import RouterConfig, RunConfig
-from moeworks.report.run_data import read_run
 from moeworks.report.words import (
     duration,
-    expert_names,
     finite,
-    layer_names,
     percent,
     plural,
     short_number,
@@ -62,12 +54,3 @@ def test_finite_rounds_and_drops_what_json_cannot_hold() -> None:
     assert finite(3.14159265, 5) == 3.1416
     assert finite(float("nan"), 5) is None
     assert finite(float("inf"), 5) is None
-
-
-def test_names_of_layers_and_experts(moe_run: Path, config_with: Callable[..., RunConfig]) -> None:
-    run = read_run(moe_run)
-    assert layer_names(run) == ["layer 0", "layer 1", "layer 2", "layer 3"]
-    assert expert_names(run, 32) == [str(i) for i in range(32)]
-    router = RouterConfig(num_experts=2, num_identity_experts=1, num_zero_experts=1)
-    run = replace(run, config=config_with(router=router))
-    assert expert_names(run, 4) == ["0", "1", "2 (identity)", "3 (zero)"]

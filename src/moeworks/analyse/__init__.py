@@ -9,6 +9,12 @@ consistency     repeats, runs and drift along a text
 confidence      weights, entropy, margins
 working_set     distinct experts of some tokens in a row
 similarity      experts' weights and outputs (needs torch)
+experts         one row per expert
+vocabulary      the tokens that stand out for each expert
+neighbours      the co-activation graph
+sample          some texts with the routing of each token
+compare         two traces side by side
+inspection      all that a report shows
 router          gradient noise, and inputs that can be told apart
 bootstrap       intervals, by resampling documents
 

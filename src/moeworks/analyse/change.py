@@ -14,7 +14,7 @@ from moeworks.analyse.bootstrap import (
     stack_intervals,
     sum_by_document,
 )
-from moeworks.analyse.load import mean_experts, shares
+from moeworks.analyse.load import shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace, count_experts
 from moeworks.trace.block import filled_slots
@@ -41,18 +41,31 @@ def overlap(left: RoutingTrace, right: RoutingTrace, resampling: Resampling | No
     and experts.
     """
     _check_alike(left, right)
-    codes, documents = document_codes(left)
+    everything = np.arange(left.num_tokens)
+    return overlap_of_rows(left, right, left.header.layers, (everything, everything), resampling)
+
+
+def overlap_of_rows(
+    left: RoutingTrace,
+    right: RoutingTrace,
+    layers: tuple[int, ...],
+    rows: tuple[np.ndarray, np.ndarray],
+    resampling: Resampling | None = None,
+) -> OverlapTable:
+    """The same for tokens at `rows` of each trace, of which there is at least one, in `layers` of both."""
+    used, codes = np.unique(document_codes(left)[0][rows[0]], return_inverse=True)
+    documents = len(used)
     tokens = sum_by_document(np.ones(len(codes)), codes, documents)
-    intervals, first = [], []
-    for layer in left.header.layers:
-        a, b = left.ids(layer), right.ids(layer)
-        common = overlap_share(a, b, left.header.num_experts)
+    intervals, first, chance, experts = [], [], [], left.header.num_experts
+    for layer in layers:
+        a, b = left.ids(layer)[rows[0]], right.ids(layer)[rows[1]]
+        common = overlap_share(a, b, experts)
         per_document = [sum_by_document(common, codes, documents), tokens]
         intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
         first.append((a[:, 0] == b[:, 0]).mean())
-    loads = [shares(count_experts(trace).total()) for trace in (left, right)]
-    chance = mean_experts(left) * (loads[0] * loads[1]).sum(axis=1)
-    return OverlapTable(left.header.layers, stack_intervals(intervals), chance, np.array(first))
+        loads = [shares(np.bincount(ids.reshape(-1), minlength=experts)[:experts]) for ids in (a, b)]
+        chance.append(filled_slots(a, experts).sum() / len(a) * (loads[0] * loads[1]).sum())
+    return OverlapTable(layers, stack_intervals(intervals), np.array(chance), np.array(first))
 
 
 def common_experts(left: np.ndarray, right: np.ndarray, num_experts: int) -> np.ndarray:

@@ -59,6 +59,12 @@ def shares(counts: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
 
 
+def relative_load(counts: np.ndarray) -> np.ndarray:
+    """Counts [..., E] over the mean count of their row; NaN in rows without a count."""
+    mean = counts.mean(axis=-1, keepdims=True)
+    return np.divide(counts, mean, out=np.full(counts.shape, np.nan), where=mean > 0)
+
+
 def max_vio(counts: np.ndarray) -> np.ndarray:
     """float [...] of counts [..., E]: max_e c_e / mean c - 1 (Wang et al. 2024, section 4.1).
 

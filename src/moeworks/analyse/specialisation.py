@@ -31,7 +31,21 @@ class DomainTable:
 
     def outside(self) -> np.ndarray:
         """int64 [l]: cells outside the null band."""
-        return ((self.specialisation < self.null_low) | (self.specialisation > self.null_high)).sum((1, 2))
+        return self.beyond().sum((1, 2))
+
+    def beyond(self) -> np.ndarray:
+        """bool [l, E, D]: whether a cell is outside the null band."""
+        return (self.specialisation < self.null_low) | (self.specialisation > self.null_high)
+
+    def preference(self) -> np.ndarray:
+        """float [l, E, D]: specialisation over the expert's share of all tokens; 1 is no preference.
+
+        A busy expert has a large share of every domain without preferring any. NaN for experts without a
+        token.
+        """
+        overall = (self.specialisation * self.tokens).sum(axis=2, keepdims=True) / self.tokens.sum()
+        shape = self.specialisation.shape
+        return np.divide(self.specialisation, overall, out=np.full(shape, np.nan), where=overall > 0)
 
 
 def domain_specialisation(

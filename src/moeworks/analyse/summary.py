@@ -1,6 +1,8 @@
 """All tables of one trace."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from moeworks.analyse.bootstrap import Interval, bootstrap_load
 from moeworks.analyse.coactivation import CoactivationTable, coactivation
@@ -12,8 +14,13 @@ from moeworks.analyse.specialisation import DomainTable, domain_specialisation
 from moeworks.analyse.working_set import WorkingSetTable, working_sets
 from moeworks.trace import ExpertCounts, RoutingTrace, count_experts
 
+STEPS = 11
+"""How often analyse_trace reports progress."""
 BATCH_TOKENS = 4096
 """Tokens of the batches of MaxVio_batch; a shorter trace is one batch."""
+
+
+Table = TypeVar("Table")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +45,32 @@ class Analysis:
     working_sets: WorkingSetTable
 
 
-def analyse_trace(trace: RoutingTrace) -> Analysis:
+def analyse_trace(trace: RoutingTrace, progress: Callable[[str], None] | None = None) -> Analysis:
     """Every metric of a trace on disk or in memory, layer by layer.
 
-    Raises ConfigError for a trace without two tokens that follow each other.
+    `progress` is called before each table, STEPS times, with what comes next. Raises ConfigError for a trace
+    without two tokens that follow each other.
     """
-    counts = count_experts(trace, "domain")
+    tell = progress or (lambda _: None)
+
+    def step(name: str, table: Callable[[], Table]) -> Table:
+        tell(name)
+        return table()
+
+    counts = step("load", lambda: count_experts(trace, "domain"))
     several = int((counts.counts.sum(axis=(1, 2)) > 0).sum()) > 1
+    batch = min(BATCH_TOKENS, trace.num_tokens)
     return Analysis(
         counts=counts,
         load=load_table(counts),
-        max_vio=bootstrap_load(trace, max_vio),
-        batch_load=batch_load_table(trace, min(BATCH_TOKENS, trace.num_tokens)),
-        coactivation=coactivation(trace),
-        domains=domain_specialisation(trace) if several else None,
-        information=mutual_information(trace) if several else None,
-        repeats=repeats(trace),
-        lags=overlap_by_lag(trace),
-        drift=drift(trace),
-        confidence=confidence(trace),
-        working_sets=working_sets(trace),
+        max_vio=step("intervals of load", lambda: bootstrap_load(trace, max_vio)),
+        batch_load=step("load of batches", lambda: batch_load_table(trace, batch)),
+        coactivation=step("co-activation", lambda: coactivation(trace)),
+        domains=step("domains", lambda: domain_specialisation(trace) if several else None),
+        information=step("information", lambda: mutual_information(trace) if several else None),
+        repeats=step("repeats", lambda: repeats(trace)),
+        lags=step("lags", lambda: overlap_by_lag(trace)),
+        drift=step("drift", lambda: drift(trace)),
+        confidence=step("confidence", lambda: confidence(trace)),
+        working_sets=step("working sets", lambda: working_sets(trace)),
     )

@@ -164,14 +164,15 @@ def _backend(folder: Path, config: Json) -> tuple[Backend, Json]:
     """The tokenizer, and its tokenizer_config.json with what that leaves to the model file."""
     path, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if path.is_file() or not model.is_file():
-        return _fast_backend(path), config
+        return read_backend(path), config
     backend = read_sentencepiece(folder, config)
     given = {key: value for key, value in config.items() if value is not None}
     # As transformers' tokenizers of such files do, texts begin with BOS unless the config says otherwise.
     return backend, {"add_bos_token": True, **backend.special_tokens, **given}
 
 
-def _fast_backend(path: Path) -> tokenizers.Tokenizer:
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer in a tokenizer.json, without padding and truncation. Raises DataError."""
     try:
         backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except FileNotFoundError as error:

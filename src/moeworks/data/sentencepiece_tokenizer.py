@@ -107,7 +107,16 @@ class SentencePieceTokenizer:
         """All that decides about ids, as text: another tokenizer has another one."""
         added = {text: vars(token) for text, token in self._added.items()}
         models = [p.serialized_model_proto().hex() for p in (self._first, self._later)]
-        return json.dumps([models, added], sort_keys=True)
+        return json.dumps({"models": models, "added": added, "decoder": None}, sort_keys=True)
+
+    def get_added_tokens_decoder(self) -> dict[int, str]:
+        """Control symbols and tokens beside the model: texts by id."""
+        return dict(self._texts)
+
+    def id_to_token(self, number: int) -> str | None:
+        """The piece or added token of an id."""
+        own = self._first.id_to_piece(number) if 0 <= number < self._size else None
+        return self._texts.get(number, own)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a piece or an added token."""

@@ -129,7 +129,7 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=_BYTE_CHARACTERS,
+        initial_alphabet=BYTE_CHARACTERS,
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
@@ -137,7 +137,7 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def _byte_tokenizer() -> Tokenizer:
-    vocab = {character: byte for byte, character in enumerate(_BYTE_CHARACTERS)}
+    vocab = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -155,4 +155,4 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
 
 
-_BYTE_CHARACTERS = _byte_characters()
+BYTE_CHARACTERS = _byte_characters()

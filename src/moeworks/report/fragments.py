@@ -44,9 +44,14 @@ def card(panel: Panel, controls: str = "", after: str = "") -> str:
     )
 
 
-def grid(panels: Iterable[Panel]) -> str:
-    """Cards side by side: three abreast if that leaves no hole, else two."""
-    cards = [card(panel) for panel in panels]
+def absent_card(title: str, why: str) -> str:
+    """In the place of a figure that cannot be drawn: why, and what it needs."""
+    return f'<div class="card absent"><h3>{escape(title)}</h3><p>{escape(why)}</p></div>'
+
+
+def grid(panels: Iterable[Panel | str]) -> str:
+    """Cards side by side, of panels or as HTML: three abreast if that leaves no hole, else two."""
+    cards = [panel if isinstance(panel, str) else card(panel) for panel in panels]
     abreast = "three" if len(cards) % 3 == 0 else "two"
     return f'<div class="grid {abreast}">{"".join(cards)}</div>'
 
@@ -58,6 +63,17 @@ def section(key: str, title: str, intro: str, *content: str) -> str:
     intro = f'<p class="intro">{escape(intro)}</p>' if intro else ""
     heading = f'<h2 id="{key}">{escape(title)}</h2>{intro}'
     return f'<section aria-labelledby="{key}">{heading}{"".join(content)}</section>'
+
+
+def tile(value: str, name: str, words: str) -> str:
+    """One number that counts, with its name and a sentence."""
+    content = f"<b>{escape(value)}</b><span>{escape(words)}</span>"
+    return f'<div class="tile"><dt>{escape(name)}</dt><dd>{content}</dd></div>'
+
+
+def tile_list(tiles: Iterable[str]) -> str:
+    """Tiles side by side."""
+    return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
 def table(

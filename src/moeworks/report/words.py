@@ -1,8 +1,7 @@
 """Numbers in words: what the page and the hover texts say."""
 
 import math
-
-from moeworks.report.run_data import RunData
+from collections.abc import Sequence
 
 
 def short_number(value: float) -> str:
@@ -43,14 +42,8 @@ def finite(value: float, digits: int) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def layer_names(run: RunData) -> list[str]:
-    """Names of the MoE layers, counted from 0 over all decoder layers."""
-    return [f"layer {index}" for index in run.moe_layers]
-
-
-def expert_names(run: RunData, columns: int) -> list[str]:
-    """Numbers of the routes; the ones without weights say what they are."""
-    router = run.config.model.router
-    identity_end = router.num_experts + router.num_identity_experts
-    kinds = [(router.num_experts, ""), (identity_end, " (identity)"), (columns, " (zero)")]
-    return [str(i) + next(kind for end, kind in kinds if i < end or end == columns) for i in range(columns)]
+def shortened(parts: Sequence[str], limit: int = 4, noun: str = "layer") -> str:
+    """The first parts in a row, and how many there are beside them; the first letter is a capital."""
+    rest = len(parts) - limit
+    text = "; ".join(parts[:limit]) + (f"; and {plural(rest, f'more {noun}')}" if rest > 0 else "")
+    return text[0].upper() + text[1:]

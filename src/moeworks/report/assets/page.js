@@ -1,6 +1,8 @@
 "use strict";
 (() => {
-  const { figures, themes } = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const { figures, themes } = data;
+  const painted = []; // what else follows the colours of the theme
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
@@ -11,7 +13,9 @@
     scrollZoom: false,
   };
 
+  let shownTheme = dark.matches ? "dark" : "light";
   const theme = (name) => themes[name ?? (dark.matches ? "dark" : "light")];
+  window.moeworks = { data, themeName: () => shownTheme, onTheme: (work) => painted.push(work) };
 
   function drawAll() {
     for (const [id, figure] of Object.entries(figures)) {
@@ -36,7 +40,9 @@
   }
 
   function paint(name) {
+    shownTheme = name ?? (dark.matches ? "dark" : "light");
     for (const id of Object.keys(figures)) Plotly.relayout(id, { template: theme(name) });
+    painted.forEach((work) => work());
   }
 
   function showFrame(id, index) {
