@@ -10,6 +10,8 @@ from moeworks.config.choices import CustomChoice
 from moeworks.config.router import RouterConfig
 from moeworks.errors import ConfigError, check, nearest
 from moeworks.layers.choices import LINEAR_CHOICES
+from moeworks.layers.fixed_routers import HashRouter, RandomRouter, RoundRobinRouter
+from moeworks.layers.policy_gradient import PolicyGradientRouter
 from moeworks.layers.router import Router, RouterModule, at_least_float32
 from moeworks.ops.routing import Routing, RoutingContext
 
@@ -19,8 +21,13 @@ RouterFunction = Callable[[Tensor, RoutingContext], Routing]
 RouterBuilder = Callable[[RouterConfig, int], RouterFunction]
 """A config and d_model to a router: an nn.Module with such a forward, or a function."""
 
-ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {}
-"""Kinds of choice whose router is not the linear one."""
+ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
+    "hash": HashRouter,
+    "random": RandomRouter,
+    "round_robin": RoundRobinRouter,
+    "policy_gradient": PolicyGradientRouter,
+}
+"""Kinds of choice whose router is not the plain linear one."""
 
 _REGISTERED: dict[str, RouterBuilder] = {}
 
