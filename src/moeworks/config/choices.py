@@ -7,28 +7,13 @@ empty, whether it looks at later tokens, and what it cannot be combined with. do
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from moeworks.errors import check
+from moeworks.config.choice import Choice as Choice
+from moeworks.config.choice import check_slots as check_slots
+from moeworks.config.fixed_choices import HashChoice, RandomChoice, RoundRobinChoice
+from moeworks.config.policy_choices import PolicyGradientChoice
 
 if TYPE_CHECKING:
     from moeworks.config.router import RouterConfig
-
-
-class Choice:
-    """What every choice answers; the defaults are those of top-k."""
-
-    variable: ClassVar[bool] = False
-    """Whether a token may have fewer experts than it has slots."""
-
-    def slots(self, router: "RouterConfig") -> int:
-        """Slots of a token: the most experts that it can have."""
-        return router.top_k
-
-    def looks_ahead(self, *, training: bool) -> str | None:
-        """Why a token's experts depend on later tokens; None where they do not."""
-        return None
-
-    def check_router(self, router: "RouterConfig") -> None:
-        """Raise ConfigError for options of the router that this choice cannot honour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +44,5 @@ class CustomChoice(Choice):
         check_slots(self.max_experts, router)
 
 
-ChoiceConfig = TopKChoice | CustomChoice
+ChoiceConfig = TopKChoice | HashChoice | RandomChoice | RoundRobinChoice | PolicyGradientChoice | CustomChoice
 """Any of them."""
-
-
-def check_slots(max_experts: int | None, router: "RouterConfig") -> None:
-    """Raise ConfigError unless max_experts slots hold top_k experts and are not more than there are."""
-    check(
-        max_experts is None or router.top_k <= max_experts <= router.num_routes,
-        "router.choice.max_experts",
-        max_experts,
-        f"must lie between top_k = {router.top_k} and the number of experts, {router.num_routes}, or be None",
-    )

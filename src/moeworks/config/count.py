@@ -227,7 +227,8 @@ def _experts(moe: MoEConfig) -> int:
 
 
 def _router(moe: MoEConfig) -> int:
-    return moe.num_routes * (moe.d_model * (1 + moe.noisy_top_k) + moe.router_bias)
+    linear = moe.num_routes * (moe.d_model * (1 + moe.noisy_top_k) + moe.router_bias)
+    return linear * moe.choice.linear + moe.choice.extra_parameters(moe.d_model)
 
 
 def _shared(moe: MoEConfig) -> int:
@@ -243,6 +244,7 @@ def _experts_per_token(moe: MoEConfig) -> int:
 
 def _moe_weights_used(moe: MoEConfig, *, training: bool) -> int:
     """Entries of the matrices of a MoE layer that one token is multiplied with."""
-    router = moe.num_routes * moe.d_model * (1 + (moe.noisy_top_k and training))
+    router = moe.num_routes * moe.d_model * (1 + (moe.noisy_top_k and training)) * moe.choice.linear
+    router += moe.choice.extra_parameters(moe.d_model) * training
     expert = _matrices(moe.activation) * moe.d_model * moe.d_expert
     return router + _experts_per_token(moe) * expert + _shared(moe)

@@ -184,6 +184,7 @@ class ModelConfig:
         """The config of this model's MoE layers."""
         groups = (self.router, self.experts, self.shared, self.capacity)
         values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+        values["choice"] = self.router.choice.in_vocabulary(self.vocab_size)
         return MoEConfig(d_model=self.d_model, **values)
 
     @property
@@ -226,6 +227,13 @@ class ModelConfig:
             "needs tie_embeddings = False",
         )
         check(self.num_mtp_layers >= 0, "model.num_mtp_layers", self.num_mtp_layers, "must not be negative")
+        check(
+            self.num_mtp_layers == 0 or not self.router.choice.rewarded,
+            "model.num_mtp_layers",
+            self.num_mtp_layers,
+            f"must be 0 with router.choice = {self.router.choice.kind!r}, whose reward is the next token's"
+            " loss",
+        )
         self._check_mixers()
         layers = self.moe_layers
         check(

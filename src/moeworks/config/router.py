@@ -98,6 +98,8 @@ class RouterConfig:
         check(
             self.top_k > 1
             or self.num_routes == 1
+            or not self.choice.linear
+            or self.choice.rewarded
             or not (self.renormalize or (self.score_order == "after_top_k" and self.score == "softmax")),
             "router.top_k",
             1,

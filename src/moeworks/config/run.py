@@ -1,7 +1,7 @@
 """A training run: data, model, balance, optimizer and loop."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.balance import BalanceConfig
@@ -174,6 +174,15 @@ class RunConfig:
 
     def _check_balance(self) -> None:
         router, balance = self.model.router, self.balance
+        if self.model.moe_layers and not router.choice.linear:
+            for name in (f.name for f in fields(balance) if f.name.endswith("_coef")):
+                check(
+                    getattr(balance, name) == 0,
+                    f"balance.{name}",
+                    getattr(balance, name),
+                    f"must be 0 with model.router.choice = {router.choice.kind!r}: no gradient goes through"
+                    " such a router, so no balance loss can change it",
+                )
         check(
             balance.bias_rule == "none" or router.selection_bias,
             "balance.bias_rule",

@@ -10,6 +10,8 @@ import numpy as np
 
 _INDEX_TYPES = {"document_starts": "<i8", "document_bytes": "<i8", "document_domains": "<i4"}
 
+_COUNTED_AT_ONCE = 1 << 24
+
 
 @dataclass(frozen=True)
 class TokenStore:
@@ -30,6 +32,13 @@ class TokenStore:
     def num_tokens(self) -> int:
         """Tokens of all documents, with one end-of-text token each."""
         return len(self.tokens)
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """int64 [vocab_size]: how often each token occurs. Reads all of the text, a part at a time."""
+        counts_V = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self.tokens), _COUNTED_AT_ONCE):
+            counts_V += np.bincount(self.tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts_V
 
     @property
     def num_documents(self) -> int:

@@ -1,8 +1,9 @@
 """The router of a MoE layer: scores experts for each token, in float32 whatever the model's dtype."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +53,23 @@ class Stateful(ExactBuffers):
 
 class RouterModule(Stateful):
     """What MoE asks of a router: forward(x [T, D], context) -> Routing, and the methods here."""
+
+    wants_token_losses = False
+    """Whether `statistics` and `losses` read routing.token_losses_T: each token's cross-entropy."""
+    wants_token_counts = False
+    """Whether set_token_counts_ does anything."""
+
+    def set_token_counts_(self, counts_V: np.ndarray) -> None:
+        """How often each token occurs in the training text, before a run's first step."""
+
+    def losses(self, routing: Routing) -> dict[str, Tensor]:
+        """Losses of the router's own, beside balance losses: sums over the valid tokens, by name."""
+        return {}
+
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """What each of `losses` is multiplied by, per token of the optimizer step and per layer."""
+        return {}
 
     def looks_ahead(self) -> str | None:
         """Why, in the present mode, a token's experts depend on later tokens; None where they do not."""

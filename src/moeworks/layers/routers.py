@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from moeworks.config.choices import CustomChoice
 from moeworks.config.router import RouterConfig
 from moeworks.errors import ConfigError, check, nearest
+from moeworks.layers.fixed_routers import HashRouter, RandomRouter, RoundRobinRouter
+from moeworks.layers.policy_gradient import PolicyGradientRouter
 from moeworks.layers.router import Choice, Router, RouterModule, at_least_float32
 from moeworks.ops.routing import Routing, RoutingContext
 
@@ -21,8 +23,13 @@ RouterBuilder = Callable[[RouterConfig, int], RouterFunction]
 CHOICES: dict[str, type[Choice]] = {"top_k": Choice}
 """The choices of the linear router, by kind."""
 
-ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {}
-"""Kinds of choice whose router is not the linear one."""
+ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
+    "hash": HashRouter,
+    "random": RandomRouter,
+    "round_robin": RoundRobinRouter,
+    "policy_gradient": PolicyGradientRouter,
+}
+"""Kinds of choice whose router is not the plain linear one."""
 
 _REGISTERED: dict[str, RouterBuilder] = {}
 

@@ -33,10 +33,18 @@ def linear_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, 
 
     The gradients exist when this returns: it is for a loss that is differentiated once.
     """
+    return linear_cross_entropies(hidden_TD, head_VD, targets_T, scale_T)[0]
+
+
+def linear_cross_entropies(
+    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, scale_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """linear_cross_entropy, and [T] the scaled losses that it is the sum of, without gradient."""
     scale_T = scale_T.to(_loss_dtype(hidden_TD))
     if torch.is_grad_enabled() and (hidden_TD.requires_grad or head_VD.requires_grad):
         return _LinearCrossEntropy.apply(hidden_TD, head_VD, targets_T, scale_T)
-    return (token_cross_entropies(hidden_TD, head_VD, targets_T) * scale_T).sum()
+    losses_T = token_cross_entropies(hidden_TD, head_VD, targets_T) * scale_T
+    return losses_T.sum(), losses_T
 
 
 @torch.no_grad()
@@ -52,7 +60,9 @@ def token_cross_entropies(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor)
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, scale_T: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, scale_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
         want_hidden, want_head, *_ = ctx.needs_input_grad
         head = head_VD.to(hidden_TD.dtype)
         losses_T = torch.empty_like(scale_T)
@@ -71,11 +81,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_VD is not None:
             grad_VD = grad_VD.to(head_VD.dtype)
         ctx.save_for_backward(grad_TD, grad_VD)
-        return losses_T.sum()
+        ctx.mark_non_differentiable(losses_T)
+        return losses_T.sum(), losses_T
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
+        grad, _ = grad_outputs
         grads = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
         return *grads, None, None
 

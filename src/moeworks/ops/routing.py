@@ -54,6 +54,11 @@ class Routing:
     """float, the logits before the noise of noisy top-k."""
     noise_std_TE: Tensor | None = None
     """float, the standard deviation of that noise."""
+    baseline_T: Tensor | None = None
+    """float, the reward that a policy-gradient router expected for each token."""
+    token_losses_T: Tensor | None = None
+    """float, without gradient: the cross-entropy of each token's prediction, 0 for padding. The training step
+    fills it in after the forward pass, for routers that learn from it."""
     variable: bool = False
     """Some slots may be empty."""
     ranked: bool = False

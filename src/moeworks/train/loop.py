@@ -67,6 +67,8 @@ class _Interval:
             **vars(load_figures(counts_lE)) | {"max_vio": _mean_max_vio(losses, layers)},
             "dropped": torch.stack([x.dropped_l[:layers] for x in losses]).mean(dim=0).tolist(),
         }
+        if losses[0].router:
+            record["router"] = {name: _mean([x.router[name] for x in losses]) for name in losses[0].router}
         if trainer.config.model.num_mtp_layers:
             record["mtp_loss"] = _mean([x.mtp for x in losses])
         if not counts_lE.numel():

@@ -4,7 +4,8 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
 
     {"kind": "train", "step", "seconds", "tokens", "loss", "learning_rate", "grad_norm",
      "tokens_per_second", "balance": {name: raw loss}, "max_vio": [per MoE layer], "dead_experts": [...],
-     "load_entropy": [...], "dropped": [...], "mtp_loss" where the model has MTP layers}
+     "load_entropy": [...], "dropped": [...], "mtp_loss" where the model has MTP layers,
+     "router": {name: loss} where routers have losses of their own}
         over the steps since the line before: means, dead_experts and load_entropy of the pooled counts
     {"kind": "routing", "step", "tokens_per_expert": [[E] per MoE layer]}     likewise
     {"kind": "eval", "step", "seconds", "loss", "bits_per_byte",

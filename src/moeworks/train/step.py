@@ -6,7 +6,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
 from moeworks.layers.router import RouterModule, Statistics
 from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
-from moeworks.ops.cross_entropy import linear_cross_entropy
+from moeworks.ops.cross_entropy import linear_cross_entropies
 from moeworks.ops.losses import (
     STEP_WIDE,
     StepTotals,
@@ -38,6 +38,8 @@ class StepLosses:
     """Cross-entropy of the MTP layers, summed over their positions, per valid token; 0 without them."""
     balance: dict[str, Tensor]
     """Balance losses by name, token-weighted means."""
+    router: dict[str, Tensor]
+    """Routers' own losses by name: means over tokens and layers."""
     counts_lE: Tensor
     """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
@@ -62,7 +64,8 @@ def accumulate_gradients(
 ) -> StepLosses:
     """Forward and backward of this rank's micro-batches; gradients are local, the losses global.
 
-    `routers` are those whose statistics `update_routers` will read, in the order of the routings.
+    `routers` are those whose statistics `update_routers` will read and whose own losses count, in the order
+    of the routings.
     """
     total = _total_tokens(batches, world)
     totals = _totals_ahead(model, batches, config, world)
@@ -71,19 +74,23 @@ def accumulate_gradients(
         with autocast(config, world.device):
             output = _run(model, batch, ahead=config.model.num_mtp_layers > 0)
         share = batch.valid_BL.sum() / total
-        cross_entropy = _summed_cross_entropy(output, batch) / total
+        summed, token_losses_T = _cross_entropies(output, batch)
+        cross_entropy = summed / total
+        routings = _with_token_losses(routers, output.routings, token_losses_T)
         # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
-        balanced = output.routings[: len(config.model.moe_layers)]
+        balanced = routings[: len(config.model.moe_layers)]
         if totals is None and world.size > 1 and _needs_totals(config.balance):
             totals = [_summed([step_totals(r, config.balance)], world) for r in balanced]
         balance = balance_losses(balanced, config.balance, totals)
         # A step-wide loss is the whole step's already; of the others this micro-batch has its share.
         shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
-        loss = cross_entropy + total_balance_loss(shared, config.balance)
+        own, weighted = router_losses(routers, routings)
+        loss = cross_entropy + total_balance_loss(shared, config.balance) + weighted / total
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
-        statistics = _statistics(routers, output.routings, config.balance)
-        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead, statistics))
+        statistics = _statistics(routers, routings, config.balance)
+        own = {name: value / total for name, value in own.items()}
+        parts.append(_detached(routings, cross_entropy, balance, own, share, ahead, statistics))
     return _combined(parts, world)
 
 
@@ -113,6 +120,31 @@ def _statistics(
     return tuple(router.statistics(r, config) for router, r in zip(routers, routings, strict=True))
 
 
+def _with_token_losses(
+    routers: Sequence[RouterModule], routings: Sequence[Routing], token_losses_T: Tensor
+) -> tuple[Routing, ...]:
+    """The records, with each token's loss for the routers that learn from it."""
+    if not any(router.wants_token_losses for router in routers):
+        return tuple(routings)
+    return tuple(
+        replace(routing, token_losses_T=token_losses_T) if router.wants_token_losses else routing
+        for router, routing in zip(routers, routings, strict=True)
+    )
+
+
+def router_losses(
+    routers: Sequence[RouterModule], routings: Sequence[Routing]
+) -> tuple[dict[str, Tensor], Tensor | float]:
+    """Routers' own losses by name and their weighted sum: sums over tokens, means over the layers."""
+    sums: dict[str, list[Tensor]] = {}
+    weighted: Tensor | float = 0.0
+    for router, routing in zip(routers, routings, strict=True) if routers else ():
+        for name, loss in router.losses(routing).items():
+            sums.setdefault(name, []).append(loss)
+            weighted = weighted + router.coefficients[name] * loss / len(routings)
+    return {name: torch.stack(losses).sum() / len(routings) for name, losses in sums.items()}, weighted
+
+
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
     options = {"ahead": True} if ahead else {}
     return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
@@ -122,9 +154,10 @@ def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:
     return mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
 
 
-def _summed_cross_entropy(output: DecoderOutput, batch: Batch) -> Tensor:
+def _cross_entropies(output: DecoderOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sum over valid tokens, and [T] each token's without gradient, 0 for padding."""
     hidden_TD, head_VD = output.head.factors(output.hidden_BLD.flatten(0, 1))
-    return linear_cross_entropy(hidden_TD, head_VD, batch.targets_BL.flatten(), batch.valid_BL.flatten())
+    return linear_cross_entropies(hidden_TD, head_VD, batch.targets_BL.flatten(), batch.valid_BL.flatten())
 
 
 def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
@@ -175,6 +208,7 @@ def _detached(
     routings: Sequence[Routing],
     cross_entropy: Tensor,
     balance: dict[str, Tensor],
+    own: dict[str, Tensor],
     share: Tensor,
     ahead: Tensor,
     statistics: tuple[Statistics, ...],
@@ -185,6 +219,7 @@ def _detached(
         loss=cross_entropy.detach(),
         mtp=ahead.detach(),
         balance={name: loss.detach() * share for name, loss in balance.items()},
+        router={name: loss.detach() for name, loss in own.items()},
         counts_lE=_stack_counts(routings, Routing.tokens_per_expert, device),
         dropped_l=torch.stack(dropped) if dropped else torch.zeros(0, device=device),
         statistics=statistics,
@@ -197,6 +232,7 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
         loss=world.sum_(torch.stack([p.loss for p in parts]).sum()),
         mtp=world.sum_(torch.stack([p.mtp for p in parts]).sum()),
         balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
+        router={k: world.sum_(torch.stack([p.router[k] for p in parts]).sum()) for k in parts[0].router},
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
         statistics=tuple(

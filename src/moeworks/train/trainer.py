@@ -15,6 +15,7 @@ from moeworks.data.batches import Batch
 from moeworks.data.loader import TrainLoader
 from moeworks.data.shards import PreparedCorpus
 from moeworks.errors import CheckpointError, TrainingError, check
+from moeworks.layers.router import RouterModule
 from moeworks.models.decoder import Decoder, DecoderOutput
 from moeworks.models.weights import load_weights
 from moeworks.parallel.world import World
@@ -60,6 +61,7 @@ class Trainer:
         self.progress = Progress()
         torch.manual_seed(config.train.seed)
         self.model = build_model(config, world.device)
+        _count_tokens_for(routers_of(self.model), corpus, config.model.vocab_size)
         self.optimizers = build_optimizers(self.model, config.optimizer)
         self.loader = TrainLoader(
             corpus.train, config.train.seq_len, config.train.batch_size, config.train.seed
@@ -143,7 +145,8 @@ class Trainer:
         # Summing over ranks has spread a NaN: this rank makes its own gradients anew.
         self._seed_step()
         self.optimizers.zero_grad()
-        accumulate_gradients(self.model, batches, self.config, World(device=self.world.device))
+        alone = World(device=self.world.device)
+        accumulate_gradients(self.model, batches, self.config, alone, routers_of(self.model))
         gradient = first_nonfinite_gradient(self.model)
         return f"{where}: {f'the gradient of {gradient}' if gradient else 'the gradient norm'} is not finite"
 
@@ -157,6 +160,15 @@ def check_division(config: TrainConfig, world: World) -> None:
         config.batch_size,
         f"must be a multiple of accumulation * processes = {shards}",
     )
+
+
+def _count_tokens_for(routers: list[RouterModule], corpus: PreparedCorpus, vocab_size: int) -> None:
+    """Tell the routers that ask how often each token occurs in the training text."""
+    asking = [router for router in routers if router.wants_token_counts]
+    if asking:
+        counts_V = corpus.train.token_counts(vocab_size)
+        for router in asking:
+            router.set_token_counts_(counts_V)
 
 
 def _mixed_seed(*parts: int) -> int:

@@ -1,0 +1,58 @@
+"""What every way to choose experts answers: the base of the choices in choices.py."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, ClassVar
+
+from moeworks.errors import check
+
+if TYPE_CHECKING:
+    from moeworks.config.router import RouterConfig
+
+
+class Choice:
+    """What every choice answers; the defaults are those of top-k."""
+
+    variable: ClassVar[bool] = False
+    """Whether a token may have fewer experts than it has slots."""
+    linear: ClassVar[bool] = True
+    """Whether a trained linear router scores the experts. Without one there is nothing for a gradient."""
+    rewarded: ClassVar[bool] = False
+    """Whether the router learns from each token's own loss after the forward pass."""
+
+    def slots(self, router: "RouterConfig") -> int:
+        """Slots of a token: the most experts that it can have."""
+        return router.top_k
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        """Why a token's experts depend on later tokens; None where they do not."""
+        return None
+
+    def check_router(self, router: "RouterConfig") -> None:
+        """Raise ConfigError for options of the router that this choice cannot honour."""
+
+    def in_vocabulary(self, vocab_size: int) -> "Choice":
+        """This choice in a model with so many tokens."""
+        return self
+
+    def extra_parameters(self, d_model: int) -> int:
+        """Parameters beside those of the linear router."""
+        return 0
+
+
+def check_slots(max_experts: int | None, router: "RouterConfig") -> None:
+    """Raise ConfigError unless max_experts slots hold top_k experts and are not more than there are."""
+    check(
+        max_experts is None or router.top_k <= max_experts <= router.num_routes,
+        "router.choice.max_experts",
+        max_experts,
+        f"must lie between top_k = {router.top_k} and the number of experts, {router.num_routes}, or be None",
+    )
+
+
+def check_untouched(router: "RouterConfig", names: tuple[str, ...], why: str) -> None:
+    """Raise ConfigError for the first of these options of the router that is not at its default."""
+    defaults = {f.name: f.default for f in fields(router)}
+    for name in names:
+        value = getattr(router, name)
+        rule = f"has no effect with choice = {router.choice.kind!r}: {why}; leave it at {defaults[name]!r}"
+        check(value == defaults[name], f"router.{name}", value, rule)
