@@ -14,6 +14,7 @@ EXPECTED = {
     "layer",
     "layer_skew",
     "layer_memory",
+    "routers",
     "train_step",
     "default_train",
     "step_time",

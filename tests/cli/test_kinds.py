@@ -35,4 +35,4 @@ def test_the_help_names_the_kinds(capsys):
     with pytest.raises(SystemExit):
         run_config(["--help"], "p")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--model.router.choice top-k | custom" in text
+    assert "--model.router.choice top-k | expert-choice |" in text

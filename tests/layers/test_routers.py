@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from native_cases import needs_native
 from random_layers import assert_same, gradients, make_config, random_moe
 from torch import nn
 
@@ -105,7 +106,7 @@ def test_what_it_must_return():
 # Empty slots.
 
 
-@pytest.mark.parametrize("backend", ["reference", "sorted", "native"])
+@pytest.mark.parametrize("backend", ["reference", "sorted", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("options", [{}, dict(num_identity_experts=2), dict(expert_linear_bias=True)])
 def test_every_backend_skips_empty_slots(backend, options):
     config = make_config(top_k=3, **options)

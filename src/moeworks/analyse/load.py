@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeworks.errors import check
-from moeworks.trace import ExpertCounts, RoutingTrace
+from moeworks.trace import ExpertCounts, RoutingTrace, count_experts
 from moeworks.trace.counts import count_groups
 from moeworks.trace.expected import check_devices
 
@@ -49,6 +49,11 @@ def load_table(counts: ExpertCounts, *, dead_below: float = DEAD_LOAD) -> LoadTa
         dead=(total < dead_below * mean).sum(axis=1),
         gini=gini(total),
     )
+
+
+def mean_experts(trace: RoutingTrace) -> np.ndarray:
+    """float [l]: experts of a token, K where no slot is empty."""
+    return count_experts(trace).total().sum(axis=1) / max(trace.num_tokens, 1)
 
 
 def shares(counts: np.ndarray) -> np.ndarray:

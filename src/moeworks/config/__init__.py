@@ -1,7 +1,20 @@
 """Configs: frozen dataclasses without torch, how they are read and written, and what they count to."""
 
 from moeworks.config.balance import BalanceConfig
-from moeworks.config.choices import ChoiceConfig, CustomChoice, TopKChoice
+from moeworks.config.choices import (
+    AssignmentChoice,
+    ChoiceConfig,
+    CustomChoice,
+    ExpertChoice,
+    HashChoice,
+    PolicyGradientChoice,
+    RandomChoice,
+    RoundRobinChoice,
+    SinkhornChoice,
+    ThresholdChoice,
+    TopKChoice,
+    TopPChoice,
+)
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -25,14 +38,17 @@ from moeworks.config.rope import RopeConfig
 from moeworks.config.run import CorpusConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
+    "AssignmentChoice",
     "BalanceConfig",
     "CapacityConfig",
     "ChoiceConfig",
     "CorpusConfig",
     "CustomChoice",
+    "ExpertChoice",
     "ExpertsConfig",
     "GQAConfig",
     "GatedDeltaConfig",
+    "HashChoice",
     "IndexerConfig",
     "LayerPatternConfig",
     "MLAConfig",
@@ -43,10 +59,16 @@ __all__ = [
     "ModelConfig",
     "NormConfig",
     "OptimizerConfig",
+    "PolicyGradientChoice",
+    "RandomChoice",
     "RopeConfig",
+    "RoundRobinChoice",
     "RouterConfig",
     "RunConfig",
     "SharedExpertsConfig",
+    "SinkhornChoice",
+    "ThresholdChoice",
     "TopKChoice",
+    "TopPChoice",
     "TrainConfig",
 ]

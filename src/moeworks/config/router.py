@@ -17,7 +17,7 @@ class RouterConfig:
     num_experts: int = 8
     """Routed experts with weights (E)."""
     top_k: int = 2
-    """Experts per token (K); choices with a variable number say what it means to them."""
+    """Experts per token (K)."""
     num_identity_experts: int = 0
     """Extra routes that return the token itself (zero-computation experts, LongCat-Flash section 2.1)."""
     num_zero_experts: int = 0
@@ -56,6 +56,7 @@ class RouterConfig:
     sparsemixer_eps: float = 0.01
     """sparsemixer: experts whose logit is relatively 2 * eps below the best one's leave the softmax."""
     choice: ChoiceConfig = field(default_factory=TopKChoice)
+    """How experts are chosen by their scores; a variable number of them has top_k as its mean or its most."""
 
     @property
     def slots(self) -> int:

@@ -190,6 +190,12 @@ class RunConfig:
             "needs model.router.selection_bias = True: there is no expert_bias to move",
         )
         check(
+            balance.bias_rule != "quantile" or router.num_groups == 1,
+            "balance.bias_rule",
+            balance.bias_rule,
+            f"needs model.router.num_groups = 1, not {router.num_groups}: prices know no groups",
+        )
+        check(
             balance.load_coef == 0 or router.noisy_top_k,
             "balance.load_coef",
             balance.load_coef,

@@ -19,7 +19,7 @@ from moeworks.ops.scoring import Scores, choose_top_k, gumbel_like, routing_of, 
 class SampledExperts(Choice):
     """In training draws without replacement from softmax(logits); in evaluation the best experts."""
 
-    def forward(self, scores: Scores, context: RoutingContext) -> Routing:
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
         """The experts of each of the T tokens, in the order in which they were drawn."""
         if not self.training:
             return choose_top_k(scores, context)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.router import RouterConfig
 from moeworks.layers.init import init_matrix_
+from moeworks.ops.choices.quantile import balancing_prices, bias_towards_prices
 from moeworks.ops.losses import updated_expert_bias
 from moeworks.ops.routing import Routing, RoutingContext
 from moeworks.ops.scoring import Scores, choose_top_k, score_logits
@@ -83,7 +84,7 @@ class Choice(Stateful):
         super().__init__()
         self.config = config
 
-    def forward(self, scores: Scores, context: RoutingContext) -> Routing:
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
         """The experts of each of the T tokens."""
         return choose_top_k(scores, context)
 
@@ -119,7 +120,7 @@ class Router(RouterModule):
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
         """Route T tokens; see Routing. Jitter and noise act in training only."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            return self.choice(self.scores(at_least_float32(x_TD)), context or RoutingContext())
+            return self.choice.choose(self.scores(at_least_float32(x_TD)), context or RoutingContext())
 
     def scores(self, x_TD: Tensor) -> Scores:
         """Of tokens in float32 or float64."""
@@ -146,18 +147,31 @@ class Router(RouterModule):
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
         """Those of the choice, and the counts that move expert_bias."""
         sums = self.choice.statistics(routing, balance)
-        if self.expert_bias is not None and balance.bias_rule != "none":
-            sums["tokens_per_expert"] = routing.tokens_per_expert()
-        return sums
+        if self.expert_bias is None or balance.bias_rule == "none":
+            return sums
+        if balance.bias_rule == "quantile":
+            ranking_TE = ranking_of(routing, self.config)
+            prices_E = balancing_prices(ranking_TE, -self.expert_bias, self.config.top_k, routing.valid_T)
+            return sums | {
+                "prices": prices_E.double() * routing.num_tokens,
+                "price_tokens": routing.num_tokens,
+            }
+        return sums | {"tokens_per_expert": routing.tokens_per_expert()}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
         """Move expert_bias, the state of the choice, and the noise towards its end."""
         self.choice.update(sums, balance)
         if self.expert_bias is not None and balance.bias_rule != "none":
-            counts_E = sums["tokens_per_expert"]
-            self.expert_bias.copy_(updated_expert_bias(self.expert_bias, counts_E, balance))
+            self.expert_bias.copy_(self._moved_bias(self.expert_bias, sums, balance))
         if self.noise_step is not None:
             self.noise_step += 1
+
+    @staticmethod
+    def _moved_bias(bias_E: Tensor, sums: Statistics, balance: BalanceConfig) -> Tensor:
+        if balance.bias_rule != "quantile":
+            return updated_expert_bias(bias_E, sums["tokens_per_expert"], balance)
+        prices_E = sums["prices"] / sums["price_tokens"].clamp(min=1)
+        return bias_towards_prices(bias_E, prices_E, balance)
 
     def _noise_scale(self) -> Tensor | float:
         """What all noise is multiplied by: from 1 down to 0 over noise_steps."""
@@ -173,3 +187,9 @@ class Router(RouterModule):
 def at_least_float32(x: Tensor) -> Tensor:
     """What a router computes in: float32, or float64 in a float64 model."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def ranking_of(routing: Routing, config: RouterConfig) -> Tensor:
+    """[T, E], what the experts of a Routing were ranked by, without Gumbel noise and bias."""
+    before = config.score_order == "before_top_k"
+    return (routing.router_probs_TE if before else routing.router_logits_TE).detach()

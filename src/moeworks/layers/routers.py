@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from moeworks.config.choices import CustomChoice
 from moeworks.config.router import RouterConfig
 from moeworks.errors import ConfigError, check, nearest
+from moeworks.layers.choices import LINEAR_CHOICES
 from moeworks.layers.fixed_routers import HashRouter, RandomRouter, RoundRobinRouter
 from moeworks.layers.policy_gradient import PolicyGradientRouter
-from moeworks.layers.router import Choice, Router, RouterModule, at_least_float32
+from moeworks.layers.router import Router, RouterModule, at_least_float32
 from moeworks.ops.routing import Routing, RoutingContext
 
 RouterFunction = Callable[[Tensor, RoutingContext], Routing]
@@ -19,9 +20,6 @@ RouterFunction = Callable[[Tensor, RoutingContext], Routing]
 
 RouterBuilder = Callable[[RouterConfig, int], RouterFunction]
 """A config and d_model to a router: an nn.Module with such a forward, or a function."""
-
-CHOICES: dict[str, type[Choice]] = {"top_k": Choice}
-"""The choices of the linear router, by kind."""
 
 ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
     "hash": HashRouter,
@@ -55,7 +53,7 @@ def build_router(config: RouterConfig, d_model: int) -> RouterModule:
         return own_router(_REGISTERED[choice.name](config, d_model), config)
     if choice.kind in ROUTERS:
         return ROUTERS[choice.kind](config, d_model)
-    return Router(config, d_model, CHOICES[choice.kind](config))
+    return Router(config, d_model, LINEAR_CHOICES[choice.kind](config))
 
 
 def own_router(router: RouterFunction, config: RouterConfig) -> RouterModule:
