@@ -1,7 +1,5 @@
 """Fixed and learned policies in plain Python, written from the papers' formulas."""
 
-import math
-
 import torch
 
 WORD = 2**32
@@ -70,10 +68,3 @@ def policy_losses(logits, ids, losses, baseline, valid) -> dict[str, torch.Tenso
         sums["baseline"] = sums["baseline"] + (-float(losses[t]) - baseline[t]) ** 2
         sums["entropy"] = sums["entropy"] + sum(q * q.log() for q in p)
     return sums
-
-
-def ucb(total: float, pulls: float, all_pulls: float, width: float) -> float:
-    """The upper confidence bound of UCB1; infinite for what was never tried."""
-    return (
-        math.inf if pulls == 0 else total / pulls + width * math.sqrt(2 * math.log(max(all_pulls, 1)) / pulls)
-    )

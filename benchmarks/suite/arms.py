@@ -59,7 +59,7 @@ def our_layer(
     data = layer_data(shape, settings)
     moe = MoE(replace(config, **(options or {})), backend=backend).to(**settings.placement)
     weights = {
-        "router.weight": data.router_ED,
+        **({"router.weight": data.router_ED} if moe.config.choice.linear else {}),
         "experts.gate_up_proj": data.gate_up,
         "experts.down_proj": data.down,
     }

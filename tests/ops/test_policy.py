@@ -53,7 +53,7 @@ def test_its_expected_gradient_is_that_of_the_expected_loss(top_k, baseline):
     for action in actions:
         ids = torch.tensor([action])
         chance = straight_policy.log_pi(logits[0], list(action)).exp()
-        total += float(chance)
+        total += chance.item()
         expected = expected + chance * loss_of[action].item()
         taken = replace(routing, expert_ids_TK=ids)
         terms = policy_losses(taken, loss_of[action], torch.full((1,), baseline, dtype=torch.float64))

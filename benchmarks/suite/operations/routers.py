@@ -10,6 +10,10 @@ from moeworks import BalanceConfig, MoE
 from moeworks.config import (
     AssignmentChoice,
     ExpertChoice,
+    HashChoice,
+    PolicyGradientChoice,
+    RandomChoice,
+    RoundRobinChoice,
     SinkhornChoice,
     ThresholdChoice,
     TopPChoice,
@@ -43,6 +47,10 @@ def routers(shape: LayerShape) -> dict[str, tuple[dict[str, Any], BalanceConfig]
             dict(choice=ThresholdChoice(threshold=1.5 / shape.E, mean_experts=shape.K), top_k=most),
             none,
         ),
+        "hash": (dict(choice=HashChoice()), none),
+        "random": (dict(choice=RandomChoice()), none),
+        "round robin": (dict(choice=RoundRobinChoice()), none),
+        "policy gradient": (dict(choice=PolicyGradientChoice()), none),
         "dropping, batch priority": (dict(capacity_factor=1.0, drop_policy="batch_priority"), none),
         "Sinkhorn": (dict(choice=SinkhornChoice()), none),
         "linear assignment": (dict(choice=AssignmentChoice()), none),
@@ -63,10 +71,15 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y of the layer."""
-        y, routing = self.moe(x)
+        y, routing = self.moe(x, token_ids=_numbered(x))
         with torch.no_grad():
             self.moe.router.statistics(routing, self.balance)
         return y
+
+
+def _numbered(x: Tensor) -> Tensor:
+    """A token id for each token, for the routers that go by it."""
+    return torch.arange(x.shape[:-1].numel(), device=x.device).view(x.shape[:-1])
 
 
 def _build(options: dict[str, Any], balance: BalanceConfig, shape: LayerShape, settings: Settings) -> Sampler:
@@ -82,7 +95,7 @@ def _build(options: dict[str, Any], balance: BalanceConfig, shape: LayerShape, s
 def _settle(moe: MoE, balance: BalanceConfig, x_TD: Tensor) -> None:
     """Let cutoffs, thresholds and biases find their places on the data: a layer is measured in training."""
     for _ in range(30):
-        _, routing = moe(x_TD)
+        _, routing = moe(x_TD, token_ids=_numbered(x_TD))
         sums = moe.router.statistics(routing, balance)
         if not sums:
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientChoice(Choice):
-    """REINFORCE with a learned baseline on the language model's loss (RL-R, Clark et al. 2022, section 3.3).
+    """REINFORCE with a learned baseline on the language model's loss (RL-R, Clark et al. 2022, section 3).
 
     In training top_k experts are drawn without replacement from softmax(logits); in evaluation the best are
     taken. A token's reward is the log-probability of the token that follows it. The losses here are means

@@ -29,7 +29,7 @@ class SampledExperts(Choice):
 
 
 class PolicyGradientRouter(Router):
-    """The linear router as a policy (Clark et al. 2022, section 3.3), and a baseline for its rewards.
+    """The linear router as a policy (Clark et al. 2022, section 3), and a baseline for its rewards.
 
     The baseline is a running mean of the reward over optimizer steps plus x w, w trained: the mean follows
     the model, which a weight alone would do too slowly. The policy's loss does not reach the stream through

@@ -1,4 +1,4 @@
-"""Policy gradient for routers, as functions of Routing (Clark et al. 2022, section 3.3 and appendix B).
+"""Policy gradient for routers, as functions of Routing (Clark et al. 2022, section 3).
 
 The action of a token is its ordered list of experts, drawn one after the other without replacement
 (Plackett-Luce); its reward is minus the cross-entropy of the token's own prediction.
