@@ -1,8 +1,7 @@
 """Lab 3: how much of the gain is sparsity, and how much is the router."""
 
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from moeworks.config.choices import ChoiceConfig
 from moeworks.labs.curves import load_over_training, loss_against
 from moeworks.labs.judging import Judgement, all_of, below
 from moeworks.labs.lab import Arm, Budget, Column, Lab
@@ -24,13 +23,6 @@ ROUTERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("learned", "learned top-k, balance loss 0.01", {}),
 )
 """Name, words and overrides of every router beside the dense block."""
-
-_KINDS = {get_args(get_type_hints(choice)["kind"])[0] for choice in get_args(ChoiceConfig)}
-
-
-def _is_there(overrides: dict[str, Any]) -> bool:
-    """Whether this version of moeworks has the router."""
-    return overrides.get("model.router.choice", {"kind": "top_k"})["kind"] in _KINDS
 
 
 def _judge(results: Results) -> Judgement:
@@ -74,7 +66,6 @@ LAB = Lab(
         *(
             Arm(name=name, words=words, overrides=overrides, match="model.experts.d_expert")
             for name, words, overrides in ROUTERS
-            if _is_there(overrides)
         ),
     ),
     full=Budget(steps=380, seeds=3),
