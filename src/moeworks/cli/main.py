@@ -45,6 +45,11 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.tracing",
         "record which experts a model chooses for some texts",
     ),
+    "inspect": Verb(
+        "moeworks.cli.inspect",
+        "moeworks.cli.inspection",
+        "a page on a trace or a run: experts, tokens, balance, in words and figures",
+    ),
     "simulate": Verb(
         "moeworks.cli.simulate",
         "moeworks.cli.simulation",

@@ -137,7 +137,7 @@ def _of_gguf(path: Path) -> ModelTokenizer:
 
 
 def _of_published(folder: Path) -> ModelTokenizer:
-    backend = _backend(folder / "tokenizer.json")
+    backend = read_backend(folder / "tokenizer.json")
     config = _optional_json(folder / "tokenizer_config.json")
     named = {name: text for name in _NAMED if (text := _content(config.get(name))) is not None}
     return ModelTokenizer(
@@ -150,7 +150,8 @@ def _of_published(folder: Path) -> ModelTokenizer:
     )
 
 
-def _backend(path: Path) -> tokenizers.Tokenizer:
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer in a tokenizer.json, without padding and truncation. Raises DataError."""
     try:
         backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except FileNotFoundError as error:

@@ -1,5 +1,11 @@
-"""The report of a training run: one offline HTML page, drawn from what the run left on disk."""
+"""Reports that anybody can open: one offline HTML page of a training run or of a routing trace.
 
-from moeworks.report.run.page import write_report
+Also as Markdown, JSON and a picture. The page of a run is in run/, that of a trace in trace/; what they share
+(colours, fragments of HTML, heat maps, verdicts, tables, the frame of the page) is here. What they draw is
+computed in moeworks.analyse.
+"""
 
-__all__ = ["write_report"]
+from moeworks.report.trace.subject import Subject
+from moeworks.report.write import ReportFormat, run_report, trace_report, write_report
+
+__all__ = ["ReportFormat", "Subject", "run_report", "trace_report", "write_report"]

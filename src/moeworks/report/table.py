@@ -24,14 +24,14 @@ class Table:
     def markdown(self) -> str:
         """The table as GitHub's Markdown has it."""
         marks = ["---" if i < self.words else "---:" for i in range(len(self.header))]
-        lines = [[_cell(value) for value in line] for line in (self.header, *self.rows)]
+        lines = [[plain_markdown(value) for value in line] for line in (self.header, *self.rows)]
         lines.insert(1, marks)
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"**{_cell(self.label)}**\n\n{body}\n"
+        return f"**{plain_markdown(self.label)}**\n\n{body}\n"
 
 
-def _cell(value: object) -> str:
-    """Text that stays in its cell and is not read as markup."""
+def plain_markdown(value: object) -> str:
+    """`value` as one line of Markdown without markup, also inside a table."""
     text = " ".join(str(value).split())
     for character in "\\`*_<>[]|":
         text = text.replace(character, "\\" + character)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moeworks.report.fragments import escape
+from moeworks.report.table import plain_markdown
 
 Level = Literal["good", "look", "problem", "note"]
 LEVELS: dict[Level, tuple[str, str]] = {
@@ -40,9 +41,8 @@ def verdict_list(verdicts: Sequence[Verdict]) -> str:
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> str:
     """The findings as a list in Markdown."""
+    words = [" ".join(filter(None, (one.text, one.advice, f"({one.rule})"))) for one in verdicts]
     return "".join(
-        f"- **{LEVELS[one.level][1]}** {one.text}"
-        + (f" {one.advice}" if one.advice else "")
-        + f" *{one.rule}*\n"
-        for one in verdicts
+        f"- **{LEVELS[one.level][1]}:** {plain_markdown(text)}\n"
+        for one, text in zip(verdicts, words, strict=True)
     )

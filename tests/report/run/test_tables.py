@@ -70,7 +70,7 @@ def test_a_dense_model_has_no_active_parameters(make_run: RunMaker) -> None:
 
 def test_load_table(run: RunData) -> None:
     counts = np.array([[10, 30], [20, 20], [1, 39], [0, 0]])
-    html = tables.load_table(run, LoadWindow(1, 10, counts))
+    html = tables.load_table(run, LoadWindow(1, 10, counts)).html()
     assert rows(html) == [
         ["layer 0", "1 (1.50)", "0 (0.50)", "0", "0.50"],
         ["layer 1", "0 (1.00)", "0 (1.00)", "0", "0.00"],
@@ -80,13 +80,13 @@ def test_load_table(run: RunData) -> None:
 
 
 def test_load_table_agrees_with_the_logged_max_vio(run: RunData) -> None:
-    table = rows(tables.load_table(run, load_windows(run)[-1]))
+    table = rows(tables.load_table(run, load_windows(run)[-1]).html())
     assert [row[-1] for row in table] == [f"{value:.2f}" for value in run.train[-1].max_vio]
 
 
 def test_domain_table_is_sorted_by_difficulty(run: RunData) -> None:
     assert run.summary is not None
-    table = rows(tables.domain_table(run))
+    table = rows(tables.domain_table(run).html())
     assert [row[0] for row in table] == list(run.summary.eval.domains)
     first = run.summary.eval.domains["asyncio"]
     assert table[0][1:] == [f"{first.bits_per_byte:.3f}", f"{first.bytes:,}", f"{first.tokens:,}"]

@@ -1,8 +1,5 @@
 """The page: everything about a run in one HTML file that needs nothing else, not even a network."""
 
-from pathlib import Path
-
-from moeworks.files import write_atomically
 from moeworks.report.fragments import Panel, card, details, escape, grid, section
 from moeworks.report.run import tables
 from moeworks.report.run.heat_maps import load_windows
@@ -14,7 +11,7 @@ from moeworks.report.run.panels import (
     learning_panels,
     load_panel,
 )
-from moeworks.report.run.run_data import RunData, read_run
+from moeworks.report.run.run_data import RunData
 from moeworks.report.run.verdicts import judge_run
 from moeworks.report.shell import PageWords, asset, fill_page
 from moeworks.report.verdict import verdict_list
@@ -63,16 +60,17 @@ def _load_section(run: RunData) -> tuple[str, list[Panel]]:
     if not run.moe_layers or not windows:
         return "", []
     panel = load_panel(run, windows)
-    after = f"<h4>The last stretch, {windows[-1].steps}</h4>{tables.load_table(run, windows[-1])}"
+    after = f"<h4>The last stretch, {windows[-1].steps}</h4>{tables.load_table(run, windows[-1]).html()}"
     intro = "Load compares the work of an expert with its fair share. Where all do the same, each is at 1."
     return section("work", "Load", intro, card(panel, _slider(len(windows)), after)), [panel]
 
 
 def _domain_section(run: RunData) -> tuple[str, list[Panel]]:
     """Validation by domain, and the experts that each domain uses."""
-    scores = tables.domain_table(run)
-    if scores:
-        scores = f'<div class="card wide"><h3>How hard is each kind of text?</h3>{scores}</div>'
+    found = tables.domain_table(run)
+    scores = ""
+    if found is not None:
+        scores = f'<div class="card wide"><h3>How hard is each kind of text?</h3>{found.html()}</div>'
     intro = "A domain is a kind of text: a folder or a file type of the data. All numbers are on unseen text."
     panel = domain_panel(run)
     if panel is None:
@@ -124,17 +122,3 @@ def build_page(run: RunData) -> str:
         body,
         panels,
     )
-
-
-def write_report(run_dir: Path) -> Path:
-    """Write run_dir/report.html from what the training run left there, and return its path.
-
-    The run may be unfinished (no summary.json) and the model dense (no MoE layer). The file is written
-    atomically and holds everything it needs: no network is used when it is opened.
-
-    Raises DataError, naming file and line, for a missing config.json or a file that is not what it must be.
-    """
-    path = run_dir / "report.html"
-    # A sample may hold half a surrogate pair, which UTF-8 cannot write.
-    write_atomically(path, build_page(read_run(run_dir)).encode(errors="replace"))
-    return path

@@ -12,6 +12,7 @@ from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domai
 from moeworks.report.run.names import expert_names, layer_names
 from moeworks.report.run.run_data import RunData, Summary
 from moeworks.report.run.verdicts import NEARLY_UNUSED
+from moeworks.report.table import Table
 from moeworks.report.words import duration, percent, short_number
 
 _FAVOURITES = 3
@@ -68,7 +69,7 @@ def headline(run: RunData) -> str:
     return tile_list(tiles)
 
 
-def load_table(run: RunData, window: LoadWindow) -> str:
+def load_table(run: RunData, window: LoadWindow) -> Table:
     """Busiest, quietest and nearly unused experts of each layer in one stretch of training."""
     names = expert_names(run, window.load.shape[1])
     rows: list[tuple[object, ...]] = []
@@ -85,18 +86,16 @@ def load_table(run: RunData, window: LoadWindow) -> str:
             f"{load.max() - 1:.2f}",
         ))  # fmt: skip
     header = ("layer", "busiest expert (load)", "quietest expert (load)", "nearly unused", "MaxVio")
-    return table(f"Load by layer, {window.steps}", header, rows, numbers=(3, 4))
+    return Table(f"Load by layer, {window.steps}", header, rows, words=3)
 
 
-def domain_table(run: RunData) -> str:
+def domain_table(run: RunData) -> Table | None:
     """Bits per byte of each domain, the easiest first."""
     if run.last_eval is None or not run.last_eval.domains:
-        return ""
+        return None
     domains = sorted(run.last_eval.domains.items(), key=lambda item: item[1].bits_per_byte)
     rows = [(name, f"{e.bits_per_byte:.3f}", f"{e.bytes:,}", f"{e.tokens:,}") for name, e in domains]
-    return table(
-        "Validation by domain", ("domain", "bits per byte", "bytes", "tokens"), rows, numbers=(1, 2, 3)
-    )
+    return Table("Validation by domain", ("domain", "bits per byte", "bytes", "tokens"), rows)
 
 
 def favourite_tables(run: RunData) -> str:

@@ -1,4 +1,4 @@
-"""The panels that are worked with: their lists, sliders and places, which the page's scripts bring to life."""
+"""The panels that are worked with: their lists, sliders and places, for the page's scripts to fill."""
 
 from collections.abc import Sequence
 
@@ -116,7 +116,7 @@ def graph(subject: Subject) -> str:
     return (
         '<div class="card"><h3>Pairs that meet more often than their loads say</h3><p class="about">A dot'
         " is an expert, larger with more load; a line joins two that tokens choose together, thicker and"
-        " darker the more often beyond what their loads alone give (lift). Those that meet stand side by side."
+        " darker the more often beyond what their loads alone give (lift). Those that meet are neighbours."
         f" Pairs of under {least} tokens are left out.</p>"
         f'<div class="controls">{_layer_select(subject, "graph-layer")}</div>'
         '<div class="graph-and-pairs"><div id="graph"></div><div id="graph-pairs" class="scroll"'

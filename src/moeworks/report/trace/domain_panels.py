@@ -33,17 +33,9 @@ def draw_strip(subject: Subject) -> Figure:
         "type": "bar", "name": "chance: labels permuted over documents", "x": [], "y": [], "base": [],
         "marker": {"color": "rgba(139,146,155,0.45)"}, "hoverinfo": "skip",
     }  # fmt: skip
-    base = {"type": "scatter", "mode": "markers", "x": [], "y": []}
-    point = base | {
-        "name": "this domain",
-        "hovertemplate": "%{y:.2%}",
-        "marker": {"size": 8, "symbol": "circle"},
-    }
-    words = base | {
-        "name": "its words alone",
-        "hovertemplate": "%{y:.2%}",
-        "marker": {"size": 8, "symbol": "diamond-open"},
-    }
+    base = {"type": "scatter", "mode": "markers", "x": [], "y": [], "hovertemplate": "%{y:.2%}"}
+    point = base | {"name": "this domain", "marker": {"size": 8, "symbol": "circle"}}
+    words = base | {"name": "its words alone", "marker": {"size": 8, "symbol": "diamond-open"}}
     share = axis("share of the domain's tokens", tickformat=".0%", rangemode="tozero")
     figure = line_figure(
         [band, point, words], "share", "", "expert", yaxis=share, bargap=0.25, hovermode="x unified"

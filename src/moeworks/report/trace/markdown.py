@@ -1,5 +1,6 @@
 """The report of a trace as Markdown: the verdicts and the tables."""
 
+from moeworks.report.table import plain_markdown
 from moeworks.report.trace import tables
 from moeworks.report.trace.absent import why_absent
 from moeworks.report.trace.subject import Subject
@@ -12,7 +13,7 @@ def trace_markdown(subject: Subject) -> str:
     """Everything that can be said without a figure."""
     inspection = subject.inspection
     header = inspection.header
-    compared = f", compared with {subject.other_name}" if inspection.comparison else ""
+    compared = f", compared with {plain_markdown(subject.other_name)}" if inspection.comparison else ""
     intro = (
         f"{plural(inspection.tokens, 'token')} of {plural(inspection.documents, 'document')},"
         f" {plural(len(header.layers), 'MoE layer')} of {plural(header.num_experts, 'expert')}, top"
@@ -27,7 +28,7 @@ def trace_markdown(subject: Subject) -> str:
     ]  # fmt: skip
     missing = "".join(f"- {sentence}\n" for sentence in why_absent(subject).values())
     parts = [
-        f"# Routing report: {subject.name}\n",
+        f"# Routing report: {plain_markdown(subject.name)}\n",
         intro + "\n",
         verdict_lines(judge_trace(subject)),
         *(table.markdown() for table in found if table is not None and table.rows),

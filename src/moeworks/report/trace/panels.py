@@ -75,6 +75,8 @@ def knowledge_panels(subject: Subject) -> list[Shown]:
         "What knowing the expert tells about the text. Where the domain beyond the words is above 0, experts"
         " see the topic and not the token alone."
     )
+    if "token ids" in missing:
+        caption += " This trace has no token ids, so that only the domain as a whole is drawn."
     figure = figures.draw_information(subject)
     table = tables.information_table(subject)
     return [_shown("information", "Words or topics?", caption, figure, table, missing.get("domains", ""))]

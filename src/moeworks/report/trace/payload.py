@@ -95,7 +95,8 @@ def _similarity(subject: Subject) -> dict[str, Any] | None:
         return None
     others = np.where(np.eye(matrix.shape[1], dtype=bool), -np.inf, matrix)
     best = np.argsort(-others, axis=2, kind="stable")[:, :, : min(3, matrix.shape[1] - 1)]
-    return {"nearest": pack_counts(best), "cosine": pack_numbers(np.take_along_axis(matrix, best, 2))}
+    cosine = np.take_along_axis(matrix, best, 2)
+    return {"nearest": pack_counts(np.where(np.isnan(cosine), -1, best)), "cosine": pack_numbers(cosine)}
 
 
 def _sample(subject: Subject) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""`moeworks inspect trace.parquet -o report.html`, or a run's folder: its options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from moeworks.errors import ConfigError, check
+
+Format = Literal["html", "md", "json", "png"]
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Look inside a trace or a training run: one offline page, or its tables, or a picture."""
+
+    source: tyro.conf.Positional[Path]
+    """A trace, as `moeworks trace` writes it, or a run's folder (training: curves, load over the steps)."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """The report. None puts it beside a trace under the trace's name, and into a run as report.html."""
+    format: Format | None = None
+    """html is the page, md the verdicts and tables, json all tables (docs/inspect.md), png a picture (the
+    extra png). None goes by the end of --out, and is html otherwise."""
+    compare: Path | None = None
+    """A second trace to set beside the first: token by token where their texts agree."""
+    model: Path | None = None
+    """The model that the trace is of: adds how alike its experts' weights are, and is where the tokenizer
+    is looked for."""
+    tokenizer: Path | None = None
+    """A tokenizer.json, or a model's folder with one. None takes that of --model, or of the model that the
+    trace names, where it is still there."""
+    max_tokens: int | None = None
+    """Take only the first tokens; None takes all."""
+    min_count: int = 10
+    """How often a token must occur to stand out for an expert."""
+
+    @property
+    def kind(self) -> Format:
+        """The format that was chosen."""
+        ending = "" if self.out is None else self.out.suffix.removeprefix(".").lower()
+        by_name = next((kind for kind in get_args(Format) if kind == ending), "html")
+        return self.format or by_name
+
+
+_OF_TRACES = ("compare", "model", "tokenizer", "max_tokens", "min_count")
+
+
+def parse(argv: list[str]) -> InspectOptions:
+    """The options that `argv` spells. Raises ConfigError for values that break a rule or do nothing."""
+    options = tyro.cli(InspectOptions, prog="moeworks inspect", args=argv)
+    limit = options.max_tokens
+    check(limit is None or limit >= 2, "max_tokens", limit, "must be at least 2, or None")
+    check(options.min_count >= 1, "min_count", options.min_count, "must be at least 1")
+    if options.source.is_dir():
+        default = InspectOptions(options.source)
+        for name in _OF_TRACES:
+            if getattr(options, name) != getattr(default, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} has no effect on a run's folder: it is for traces; make one"
+                    f" with moeworks trace {options.source}"
+                )
+    return options

@@ -1,0 +1,56 @@
+"""The tokenizer that a trace's token ids belong to."""
+
+import hashlib
+from pathlib import Path
+
+import tokenizers
+
+from moeworks.data.model_tokenizer import read_backend, tokenizer_of
+from moeworks.data.pieces import Pieces
+from moeworks.errors import ConfigError, MoeworksError
+from moeworks.trace import TraceHeader
+
+_ANY_SIZE = 1 << 31
+
+
+def find_pieces(header: TraceHeader, tokenizer: Path | None, model: Path | None) -> tuple[Pieces | None, str]:
+    """The tokens' texts, and why there are none.
+
+    `tokenizer` or else `model` is where to look; without both the model that the trace names, as a path, where
+    it is still there. Raises ConfigError for a given one that is not the trace's by its fingerprint, and
+    DataError for one that cannot be read; one that only the trace names is left out with a reason.
+    """
+    given = tokenizer or model
+    if given is not None:
+        backend = _read(given)
+        if not _fits(backend, header):
+            field = "tokenizer" if tokenizer else "model"
+            raise ConfigError(f"{field} = {str(given)!r}: its tokenizer is not the one of the trace")
+        return Pieces(backend), ""
+    named = Path(header.model)
+    if not named.exists():
+        return None, ""
+    try:
+        backend = _read(named)
+    except MoeworksError as error:
+        return None, str(error)
+    if not _fits(backend, header):
+        return None, f"{named} has another tokenizer by now"
+    return Pieces(backend), ""
+
+
+def _fits(backend: tokenizers.Tokenizer, header: TraceHeader) -> bool:
+    if header.tokenizer_fingerprint is None:
+        return True
+    return hashlib.sha256(backend.to_str().encode()).hexdigest() == header.tokenizer_fingerprint
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    """Of a tokenizer.json, of a folder that holds one, of a run's checkpoint, or of a GGUF file."""
+    if path.suffix == ".gguf":
+        return tokenizer_of(path, _ANY_SIZE).backend
+    if not path.is_dir():
+        return read_backend(path)
+    if (path / "checkpoint.json").is_file():
+        return read_backend(path.resolve().parent.parent / "tokenizer.json")
+    return read_backend(path / "tokenizer.json")
