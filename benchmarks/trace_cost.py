@@ -1,11 +1,10 @@
 """What traces cost: recording beside the forward pass, bytes of an id, and the analysis of 10^7 assignments.
 
-python benchmarks/trace_cost.py [PRESET] [--passes 12] [--threads N]
+python benchmarks/trace_cost.py [PRESET] [--passes 200] [--threads N]
 """
 
 import argparse
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -41,30 +40,50 @@ FIELDS = {
 
 
 @torch.no_grad()
-def recording_share(name: str, passes: int, folder: Path) -> dict[str, float]:
-    """Time of recording and writing over that of the forward pass, medians, for each choice of columns."""
+def recording_share(name: str, passes: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Time of recording and writing over that of the forward passes, for each choice of columns.
+
+    `wall` is what the loop waits for: recording, handing over, and the end of the file. `cpu` adds what the
+    writer's thread computes beside the loop, and is the cost where no core is free for it.
+    """
     config = preset(name)
     model = Decoder(config.model).eval()
-    rows, length = config.train.batch_size, config.train.seq_len
-    ids = torch.randint(config.model.vocab_size, (rows, length))
+    size = (config.train.batch_size, config.train.seq_len)
+    model(torch.randint(config.model.vocab_size, size))
     shares = {}
     for columns, fields in FIELDS.items():
         header = model_header(config.model, fields)
-        forward, recording = [], []
-        with TraceWriter(folder / "cost.parquet", header) as writer:
+        forward = Stopwatch()
+        whole = Stopwatch()
+        with whole, TraceWriter(folder / "cost.parquet", header) as writer:
             for number in range(passes):
-                start = time.perf_counter()
-                output = model(ids)
-                middle = time.perf_counter()
-                sequence = np.repeat(np.arange(rows) + number * rows, length)
+                ids = torch.randint(config.model.vocab_size, size)
+                with forward:
+                    output = model(ids)
+                sequence = np.repeat(np.arange(size[0]) + number * size[0], size[1])
                 tokens = token_columns(ids.numel(), token_id=ids.flatten().numpy(), sequence=sequence)
                 writer.append(record(output.routings, tokens, header))
-                forward.append(middle - start)
-                recording.append(time.perf_counter() - middle)
-            start = time.perf_counter()
-        rest = (time.perf_counter() - start) / passes  # the last row group and the end of the file
-        shares[columns] = round((statistics.median(recording) + rest) / statistics.median(forward), 4)
+        shares[columns] = {
+            "wall": round(whole.wall / forward.wall - 1, 4),
+            # Of this thread's work and of the writer's: torch's other threads work in the forward pass alone.
+            "cpu": round((whole.own - forward.own + writer.seconds) / forward.wall, 4),
+        }
     return shares
+
+
+class Stopwatch:
+    """Adds up the time inside `with`: of the clock, and of this thread's work."""
+
+    def __init__(self) -> None:
+        self.wall = self.own = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._wall, self._own = time.perf_counter(), time.thread_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.wall += time.perf_counter() - self._wall
+        self.own += time.thread_time() - self._own
 
 
 def id_bytes(folder: Path) -> dict[str, dict[str, float]]:
@@ -127,7 +146,7 @@ def analysis(path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("preset", nargs="?", default=DEFAULT_PRESET)
-    parser.add_argument("--passes", type=int, default=12)
+    parser.add_argument("--passes", type=int, default=200)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:

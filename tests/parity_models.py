@@ -1,8 +1,17 @@
 """Tiny random transformers models with weights that hide nothing: no norm at 1, no bias at 0."""
 
+from pathlib import Path
+
 import torch
 from tiny_families import TINY
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
+
+
+def from_saved(folder: Path, model_type: str) -> PreTrainedModel:
+    """What transformers reads from a folder. Its automatic class does not know of Mistral 4's text model."""
+    kind = Mistral4ForCausalLM if model_type == "mistral4" else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -17,7 +26,7 @@ def randomise_(model: torch.nn.Module, seed: int = 0) -> None:
             tensor.copy_(noise * 0.5)
         elif "norm" in name and name.endswith("weight"):
             tensor.copy_((tensor.mean() > 0.5) + noise * 0.2)
-        elif tensor.dim() == 1 or name.endswith("bias"):
+        elif tensor.dim() <= 1 or name.endswith("bias"):
             tensor.copy_(noise * 0.2)
         elif ("gate" in name.split(".")[-2:][0] and "proj" not in name) or "router" in name:
             tensor.copy_(noise * 0.7)
@@ -31,6 +40,9 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     config = AutoConfig.for_model(tiny.model_type, **dict(tiny.options))
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    if tiny.model_type == "mistral4":
+        model = Mistral4ForCausalLM._from_config(config, attn_implementation="eager").float().eval()
+    else:
+        model = AutoModelForCausalLM.from_config(config).float().eval()
     randomise_(model, seed)
     return model

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moeworks import MoE, MoEConfig, Routing
 from moeworks.config.model import RouterConfig
-from moeworks.ops.routing import route
+from moeworks.ops.scoring import route
 
 
 def make_config(**options) -> MoEConfig:
@@ -16,7 +16,8 @@ def make_config(**options) -> MoEConfig:
 def randomise_(module: nn.Module, std: float = 0.5) -> nn.Module:
     """Every parameter and every expert_bias random, also those that start at 0 or 1."""
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.copy_(torch.randn_like(tensor) * std)
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor) * std)
     return module
 
 

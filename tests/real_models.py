@@ -67,13 +67,19 @@ def _halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    content, pieces, scores, at = (MODELS / "tok512.bin").read_bytes(), [], [], 4
+def stories_vocabulary() -> list[tuple[bytes, float]]:
+    """The pieces of stories260K and their scores, by id."""
+    content, found, at = (MODELS / "tok512.bin").read_bytes(), [], 4
     while at < len(content):
         score, size = struct.unpack_from("<fi", content, at)
-        pieces.append(content[at + 8 : at + 8 + size].decode())
-        scores.append(score)
+        found.append((content[at + 8 : at + 8 + size], score))
         at += 8 + size
+    return found
+
+
+def _write_tokenizer(folder: Path) -> None:
+    vocabulary = stories_vocabulary()
+    pieces, scores = [piece.decode() for piece, _ in vocabulary], [score for _, score in vocabulary]
     # llama2.c writes spaces where sentencepiece has its own sign, and its special tokens with line ends.
     pieces = ["<unk>", "<s>", "</s>", *(piece.replace(" ", "▁") for piece in pieces[3:])]
     backend = bpe_of_scores(pieces, scores)

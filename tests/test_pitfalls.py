@@ -17,7 +17,7 @@ from moeworks import BalanceConfig, MoE, Routing, balance_losses, updated_expert
 from moeworks.errors import ConfigError
 from moeworks.ops import losses
 from moeworks.ops.dispatch import apply_capacity, dispatch
-from moeworks.ops.routing import mask_groups
+from moeworks.ops.scoring import mask_groups
 
 SWITCH = BalanceConfig(switch_coef=1, global_batch_coef=0)
 BIASED = dict(selection_bias=True, score="sigmoid")

@@ -35,7 +35,7 @@ from moeworks.models.decoder import Decoder
 from moeworks.parallel.world import World
 from moeworks.pretrained import load
 from moeworks.train.run_dir import RunDir
-from moeworks.train.step import StepLosses, accumulate_gradients, update_expert_biases
+from moeworks.train.step import StepLosses, accumulate_gradients, routers_of, update_routers
 from moeworks.train.trainer import build_model
 
 CLOSE = dict(rtol=1e-10, atol=1e-10)
@@ -60,7 +60,7 @@ def build(config: RunConfig) -> Decoder:
 def step_of(config: RunConfig, batches: list[Batch]) -> tuple[StepLosses, dict[str, Tensor], Decoder]:
     model = build(config)
     torch.manual_seed(1)
-    losses = accumulate_gradients(model, batches, config, World())
+    losses = accumulate_gradients(model, batches, config, World(), routers_of(model))
     return losses, gradients_of(model), model
 
 
@@ -83,7 +83,7 @@ def test_pitfall_14_padding_counted_in_the_bias_update(texts):
         config = tiny_config(texts)
         losses, _, model = step_of(config, split_rows(padded, 2))
         assert losses.counts_lE.sum(dim=1).tolist() == [2 * int(batch.valid_BL.sum())] * 2
-        update_expert_biases(model, losses.counts_lE, config.balance)
+        update_routers(routers_of(model), losses.statistics, config.balance)
         moved.append(biases_of(model))
     assert torch.equal(moved[0], moved[1])
 

@@ -50,6 +50,16 @@ def _sized(*groups: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     return sized
 
 
+def longcat(*groups: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """LongCat-Flash names its sizes otherwise; transformers takes the rotation's width from head_dim."""
+    sized = _sized(
+        *groups, num_layers=2, ffn_hidden_size=48, expert_ffn_hidden_size=20, moe_topk=3, head_dim=4,
+        routed_scaling_factor=1.7, **options,
+    )  # fmt: skip
+    del sized["num_hidden_layers"]
+    return sized
+
+
 TINY: dict[str, Tiny] = {
     "llama": Tiny("llama", _sized(intermediate_size=48, rope_parameters=PLAIN)),
     "llama3": Tiny(
@@ -177,6 +187,25 @@ TINY: dict[str, Tiny] = {
             MLA, GROUPED, rope_parameters=PLAIN, index_topk=9, index_head_dim=8, index_n_heads=24, head_dim=4,
         ),
     ),
+    "glm_moe_dsa_shared": Tiny(
+        "glm_moe_dsa",
+        _sized(
+            MLA, GROUPED, rope_parameters=PLAIN, index_topk=9, index_head_dim=8, index_n_heads=24, head_dim=4,
+            num_hidden_layers=5, indexer_types=["full", "shared", "full", "shared", "shared"],
+        ),
+    ),
+    "kimi_linear": Tiny(
+        "kimi_linear",
+        _sized(
+            MLA, moe_intermediate_size=20, intermediate_size=48, num_experts=8, num_experts_per_token=3,
+            num_expert_group=4, topk_group=2, num_shared_experts=2, routed_scaling_factor=1.7,
+            q_lora_rank=None, linear_head_dim=8, linear_num_heads=3, linear_conv_kernel_dim=3,
+            rms_norm_eps=1e-2,
+            layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            mlp_layer_types=["dense", "sparse", "sparse", "sparse"], model_max_length=256,
+        ),
+        length=70,
+    ),
     "flex_olmo": Tiny(
         "flex_olmo",
         _sized(intermediate_size=20, num_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN),
@@ -219,6 +248,77 @@ TINY: dict[str, Tiny] = {
             intermediate_size=64, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
             rope_parameters=dict(YARN, truncate=False),
         ),
+    ),
+    "exaone_moe": Tiny(
+        "exaone_moe",
+        _sized(
+            moe_intermediate_size=20, intermediate_size=48, num_experts=8, num_experts_per_tok=3, n_group=4,
+            topk_group=2, num_shared_experts=2, routed_scaling_factor=1.7, head_dim=12, sliding_window=7,
+            sliding_window_pattern=3, rope_parameters=PLAIN, first_k_dense_replace=2,
+        ),
+    ),
+    "exaone_moe_named": Tiny(
+        "exaone_moe",
+        _sized(
+            moe_intermediate_size=20, intermediate_size=48, num_experts=6, num_experts_per_tok=3,
+            norm_topk_prob=False, sliding_window=5,
+            layer_types=["full_attention", "sliding_attention", "full_attention", "full_attention"],
+            mlp_layer_types=["sparse", "dense", "sparse", "sparse"], rope_parameters=YARN,
+        ),
+    ),
+    "hy_v3": Tiny(
+        "hy_v3",
+        _sized(
+            moe_intermediate_size=20, intermediate_size=48, num_experts=6, num_experts_per_tok=3, head_dim=12,
+            num_shared_experts=2, router_scaling_factor=1.6, attention_bias=True, rope_parameters=PLAIN,
+            mlp_layer_types=["dense", "sparse", "dense", "sparse"],
+        ),
+    ),
+    "mimo_v2_flash": Tiny(
+        "mimo_v2_flash",
+        _sized(
+            moe_intermediate_size=20, intermediate_size=48, n_routed_experts=8, num_experts_per_tok=3,
+            n_group=4, topk_group=2, routed_scaling_factor=1.6, head_dim=12, v_head_dim=10, sliding_window=7,
+            num_key_value_heads=1, attention_value_scale=0.6, attention_bias=True,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters=dict(
+                full_attention=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.334),
+                sliding_attention=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5),
+            ),
+        ),
+    ),
+    "mistral4": Tiny(
+        "mistral4",
+        _sized(
+            MLA, GROUPED, head_dim=12,
+            rope_parameters=dict(
+                YARN, mscale=1.0, mscale_all_dim=0.8, llama_4_scaling_beta=0.7, partial_rotary_factor=1 / 3
+            ),
+        ),
+    ),
+    "mistral4_half": Tiny(
+        # Without YaRN transformers turns the whole of a query by a table for it, and fails.
+        "mistral4",
+        _sized(
+            MLA, GROUPED, head_dim=12, rope_interleave=False, attention_bias=True, norm_topk_prob=False,
+            rope_parameters=dict(YARN, llama_4_scaling_beta=0.3, partial_rotary_factor=1 / 3),
+        ),
+    ),
+    "mellum": Tiny(
+        "mellum",
+        _sized(
+            moe_intermediate_size=20, intermediate_size=48, num_experts=6, num_experts_per_tok=3, head_dim=12,
+            sliding_window=7, norm_topk_prob=True, attention_bias=True,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            mlp_layer_types=["sparse", "dense", "sparse", "sparse"],
+            rope_parameters=dict(
+                full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=100.0)
+            ),
+        ),
+    ),
+    "longcat_flash": Tiny(
+        "longcat_flash",
+        longcat(MLA, n_routed_experts=8, zero_expert_num=0, rope_parameters=PLAIN, attention_bias=True),
     ),
     "glm4_moe": Tiny(
         "glm4_moe",

@@ -55,23 +55,37 @@ def peak_megabytes(
     it. A peak that comes before the gradients exist is flattered by up to their size. For Linux and the CPU
     alone; see proc(5), clear_refs. Raises RefusedError elsewhere.
     """
+    parameters = list(parameters)
+
+    def prepare() -> None:
+        warm_up()
+        for parameter in parameters:
+            parameter.grad = None
+
+    growth = peak_growth(run, prepare, settings)
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+    return (growth - gradients) / 1e6
+
+
+def peak_growth(run: Callable[[], object], warm_up: Callable[[], object], settings: Settings) -> int:
+    """Bytes by which `run` raises the peak of resident memory, as `peak_megabytes` says.
+
+    What `run` returns lives until the peak is read.
+    """
     if settings.device != "cpu":
         raise RefusedError("measures the memory of the CPU")
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         raise RefusedError("peak memory is read from Linux's /proc")
-    parameters = list(parameters)
     warm_up()
-    for parameter in parameters:
-        parameter.grad = None
     gc.collect()
     _return_free_memory()
     reset.write_text("5")
     before = _status_bytes("VmRSS")
-    run()
+    kept = run()
     growth = _status_bytes("VmHWM") - before
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
-    return (growth - gradients) / 1e6
+    del kept
+    return growth
 
 
 def _status_bytes(field: str) -> int:

@@ -156,7 +156,7 @@ def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None) -> D
     source = GgufSource(path)
     names = source.names()
     vocab_size = source.shape(_GGUF_EMBED)[0] if _GGUF_EMBED in names else 1
-    found = gguf_model(source.metadata, names, vocab_size)
+    found = gguf_model(source.metadata, names, vocab_size, lambda name: source.tensor(name).tolist())
     origin = Origin(found.family, found.config)
     family = replace(family_named(found.family), weights=found.weights)
     config = family.from_hf(found.config)

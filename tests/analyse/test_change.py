@@ -20,7 +20,7 @@ def at_step(trace: RoutingTrace, step: int) -> RoutingTrace:
 def test_common_experts_against_sets(seed, k):
     left, right = random_ids(np.random.default_rng(seed), 20, 2, 6, k).transpose(1, 0, 2)
     expected = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(left, right, strict=True)]
-    assert common_experts(left, right).tolist() == expected
+    assert common_experts(left, right, 9).tolist() == expected
 
 
 def test_overlap_by_hand():

@@ -14,11 +14,14 @@ EXPECTED = {
     "layer",
     "layer_skew",
     "layer_memory",
+    "routers",
     "train_step",
     "default_train",
     "step_time",
     "routing_statistics",
     "contention",
+    "loading",
+    "loading_memory",
 }
 PER_BACKEND = {"layer", "layer_memory", "train_step", "default_train"}
 

@@ -110,6 +110,30 @@ def test_speculative(ahead, capsys):
     assert err.startswith("drafts accepted: ") and err.endswith("%)\n")
     record = json.loads(written(capsys, *run, "--speculative", "--json"))
     assert record["accepted"] <= record["drafted"] and 0 <= record["acceptance_rate"] <= 1
+    assert main(["generate", *map(str, run), "--speculative", "--draft-tokens", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out == want and err.count("%") == 4 and "; by place: " in err
+    two = [ahead, "ab", "qrs", "--max-new-tokens", "20", "--speculative", "--draft-tokens", "3"]
+    record = json.loads(written(capsys, *two, "--json"))
+    assert record["completions"][0]["text"] == want[2:-1]
+    assert len(record["drafted_at"]) == len(record["accepted_at"]) == 3
+    assert record["accepted"] == sum(record["accepted_at"])
+    plain = written(capsys, ahead, "ab", "qrs", "--max-new-tokens", "20", "--temperature", "0")
+    assert written(capsys, *two) == plain
+
+
+def test_what_prompts_share_is_read_once(tmp_path, capsys):
+    folder = tmp_path / "m"
+    write_folder(folder, config={"max_position_embeddings": 256})
+    run = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
+    texts = [("few shots " * 12) + end for end in ("a", "bcd", "xy")]
+    together = json.loads(written(capsys, folder, *texts, *run))
+    assert together["prompt_tokens_saved"] == 2 * (1 + 120)
+    for text, completion in zip(texts, together["completions"], strict=True):
+        alone = json.loads(written(capsys, folder, text, *run))
+        assert alone["completions"][0]["ids"] == completion["ids"] and alone["prompt_tokens_saved"] == 0
+    chat = ["one", "another", "--chat", "--system", "be brief " * 14, *run]
+    assert json.loads(written(capsys, folder, *chat))["prompt_tokens_saved"] > 120
 
 
 @pytest.mark.parametrize(
@@ -123,7 +147,8 @@ def test_speculative(ahead, capsys):
         (["--system", "x"], "system = 'x': goes with --chat"),
         (["--speculative", "--temperature", "0.5"], "temperature = 0.5: --speculative is greedy: 0"),
         (["--speculative"], "model.num_mtp_layers = 0: there is no layer to draft with"),
-        (["more", "--speculative"], "prompts = 2: --speculative takes one"),
+        (["--draft-tokens", "2"], "draft_tokens = 2: goes with --speculative"),
+        (["--speculative", "--draft-tokens", "0"], "draft_tokens = 0: must be at least 1"),
     ],
 )
 def test_options_that_mean_nothing(model, capsys, options, message):

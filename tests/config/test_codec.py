@@ -96,7 +96,7 @@ def test_the_flat_moe_config_survives():
 
 def test_tuples_become_lists_and_back():
     pattern = LayerPatternConfig(explicit=(1, 3))
-    assert to_dict(pattern) == {"first_dense": 0, "every": 1, "explicit": [1, 3]}
+    assert to_dict(pattern) == {"first_dense": 0, "every": 1, "explicit": [1, 3], "shortcut": False}
     assert from_dict(LayerPatternConfig, {"explicit": [1, 3]}).explicit == (1, 3)
 
 
@@ -125,7 +125,7 @@ def test_unknown_key_names_its_path_and_the_nearest_name():
 
 def test_unknown_key_far_from_all_names_lists_them():
     text = message({"zzz": 1})
-    assert text == "zzz: unknown field; known: balance, corpus, data, model, optimizer, train"
+    assert text == "zzz: unknown field; known: alarms, balance, corpus, data, model, optimizer, train"
 
 
 def test_key_that_is_no_string_is_unknown():

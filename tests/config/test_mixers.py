@@ -21,6 +21,13 @@ from moeworks.config.model import LayerPatternConfig
 from moeworks.errors import ConfigError
 
 
+def _shared_indexers(first: int, top_k: int = 4) -> ModelConfig:
+    """Layers that share an indexer's choice from `first` on."""
+    own = MLAConfig(q_lora_rank=8, indexer=IndexerConfig(head_dim=8, top_k=4))
+    shared = replace(own, indexer=IndexerConfig(head_dim=8, top_k=top_k, shared=True))
+    return ModelConfig(attention=own, mixers=(shared,), layer_mixers=tuple(int(i >= first) for i in range(4)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -31,8 +38,22 @@ from moeworks.errors import ConfigError
         (lambda: MLAConfig(rope_head_dim=3), "attention.rope_head_dim = 3: must be even"),
         (lambda: MLAConfig(indexer=IndexerConfig()), "attention.indexer = .*needs q_lora_rank"),
         (lambda: MLAConfig(q_lora_rank=0), "attention.q_lora_rank"),
+        (lambda: GQAConfig(v_head_dim=0), "attention.v_head_dim = 0: must be at least 1"),
+        (lambda: GQAConfig(value_scale=0.0), "attention.value_scale = 0.0: must be positive"),
+        (lambda: MLAConfig(scale_latents=True), "attention.scale_latents = True: needs q_lora_rank"),
+        (lambda: MLAConfig(temperature_floor=0), "attention.temperature_floor = 0"),
+        (lambda: _shared_indexers(0), "layer 0 needs an earlier layer with an indexer"),
+        (lambda: _shared_indexers(1, top_k=5), "layer 1 needs an earlier layer .* top_k = 5"),
+        (lambda: ModelConfig(pattern=LayerPatternConfig(shortcut=True)), "the MoE of layer 3, the last one"),
+        (
+            lambda: ModelConfig(
+                norm=NormConfig(placement="post"), pattern=LayerPatternConfig(explicit=(0,), shortcut=True)
+            ),
+            "needs norm.placement = 'pre', which is 'post'",
+        ),
         (lambda: IndexerConfig(top_k=0), "indexer.top_k = 0"),
         (lambda: GatedDeltaConfig(num_key_heads=3), "attention.num_value_heads = 4: must be a multiple"),
+        (lambda: GatedDeltaConfig(latent_rank=0), "attention.latent_rank = 0: must be at least 1"),
         (lambda: MixtureOfAttentionConfig(top_k=1), "attention.top_k = 1"),
         (lambda: RopeConfig(dim=3), "rope.dim = 3: must be even"),
         (lambda: RopeConfig(scaling="yarn"), "rope.original_max_seq_len = None: is needed by scaling"),

@@ -80,6 +80,13 @@ def test_dense_twin_has_the_same_data_optimizer_and_loop(name):
     assert twin.model.moe_layers == ()
 
 
+def test_a_shortcut_has_no_dense_twin():
+    run = preset("smoke")
+    pattern = LayerPatternConfig(explicit=(0,), shortcut=True)
+    with pytest.raises(ConfigError, match="has no dense twin"):
+        dense_twin(replace(run, model=replace(run.model, pattern=pattern)))
+
+
 def test_dense_twin_has_nothing_to_balance():
     run = RunConfig(
         model=ModelConfig(router=RouterConfig(selection_bias=True)),

@@ -104,7 +104,7 @@ def test_what_is_missing_or_bad_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.json: not a tokenizer.json"):
         tokenizer_of(folder, VOCAB)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match=r"tokenizer.json: missing; .*AutoTokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer.json: missing, and .*AutoTokenizer"):
         tokenizer_of(folder, VOCAB)
     with pytest.raises(CheckpointError, match="neither a run"):
         tokenizer_of(tmp_path / "nowhere", VOCAB)

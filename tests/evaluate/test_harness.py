@@ -131,8 +131,8 @@ def test_a_task_of_the_harness(parts, monkeypatch, tmp_path):
         "doc_to_target: y\nmetric_list:\n  - metric: acc\n"
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    manager = tasks.TaskManager
-    monkeypatch.setattr(tasks, "TaskManager", lambda: manager(include_path=str(tmp_path)))
+    manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr("moeworks.evaluate.harness._known_tasks", lambda: manager)
     found = evaluate_tasks(*parts, ["tiny_choice"])
     assert found["tiny_choice"]["acc"] == 0.5 and math.isfinite(found["tiny_choice"]["acc_stderr"])
 

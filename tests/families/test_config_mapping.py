@@ -42,7 +42,11 @@ def in_the_new_spelling(config: dict) -> dict:
     return {**new, "rope_parameters": rope, "dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in ("dbrx", "minimax-m2")])
+OTHER_SPELLINGS = ("dbrx", "minimax-m2", "mellum2-12b-a2.5b", "mimo-v2-flash", "kimi-linear-48b-a3b")
+"""Those whose rotation stands elsewhere in either spelling, differs between layers, or is none."""
+
+
+@pytest.mark.parametrize("name", [n for n in BY_PRESET if n not in OTHER_SPELLINGS])
 def test_both_spellings_are_one_model(name):
     old = {**BY_PRESET[name].to_hf(published(name)), "torch_dtype": "bfloat16"}
     new = in_the_new_spelling(old)
@@ -103,7 +107,10 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("mixtral-8x7b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type = 'dynamic'"),
         ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "original_max_seq_len"),
         ("llama-3-8b", {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 3}}, "not parameters"),
-        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: goes not with .* = 16.0"),
+        ("glm-5", {"indexer_types": ["shared"] * 78}, "layer 0 needs an earlier layer with an indexer"),
+        ("glm-5", {"indexer_types": ["full"]}, "must name each of the 78 layers"),
+        ("glm-5", {"index_topk_pattern": "FX" * 39}, "must be 'full' or 'shared'"),
         ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
         ("deepseek-v3", {"n_group": 7}, "num_groups = 7: must divide"),
         ("gpt-oss-20b", {"swiglu_limit": 5.0}, "swiglu_limit = 5.0"),
@@ -114,6 +121,25 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("ernie-4.5-21b-a3b", {"use_bias": True}, "use_bias = True"),
         ("minimax-m2", {"attn_type_list": [0, 1]}, "attn_type_list"),
         ("phi-3.5-moe", {"num_experts_per_tok": 4}, "sparsemixer"),
+        ("k-exaone-236b-a23b", {"sliding_window_pattern": "LLX"}, "letters L and G"),
+        ("k-exaone-236b-a23b", {"sliding_window_pattern": "GL"}, "leaves the last layer open"),
+        ("k-exaone-236b-a23b", {"mlp_layer_types": ["sparse"]}, "must name each of the 48 layers"),
+        ("k-exaone-236b-a23b", {"first_last_k_dense_replace": 2}, "first_last_k_dense_replace"),
+        ("hy3-preview", {"qk_norm": False}, "qk_norm = False"),
+        ("mimo-v2-flash", {"swa_head_dim": 128}, "swa_head_dim = 128: must be head_dim = 192"),
+        ("mimo-v2-flash", {"rope_parameters": {"other": {"rope_theta": 3.0}}}, "rope_parameters"),
+        ("mellum2-12b-a2.5b", {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters"),
+        ("mistral-small-4-119b", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "original: missing"),
+        ("longcat-flash", {"zero_expert_type": "drop"}, "zero_expert_type"),
+        ("longcat-flash", {"router_bias": True}, "router_bias = True"),
+        (
+            "kimi-linear-48b-a3b",
+            {"linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2]}},
+            "must name each of the 27 layers once",
+        ),
+        ("kimi-linear-48b-a3b", {"linear_attn_config": {"gate": 1}}, "linear_attn_config = {'gate': 1}"),
+        ("kimi-linear-48b-a3b", {"mla_use_nope": False}, "mla_use_nope = False"),
+        ("longcat-flash", {"q_lora_rank": None}, "q_lora_rank = None: must be int"),
     ],
 )  # fmt: skip
 def test_what_the_family_does_not_have_is_refused(name, change, message):
@@ -187,6 +213,122 @@ def test_published_lists_of_equal_numbers_are_one_number():
     assert from_hf(config | lists | {"moe_intermediate_size": [3072] * 32}) == published("hunyuan-a13b")
     with pytest.raises(ConfigError, match="must be the same in every layer"):
         from_hf(config | {"moe_topk": [8] * 31 + [4]})
+
+
+def test_mimo_in_the_spelling_of_transformers():
+    """Its window counts the query's own position, its rotations stand by kind of layer."""
+    kinds = ["sliding_attention" if i and (i + 1) % 6 else "full_attention" for i in range(48)]
+    turned = {"rope_type": "default", "partial_rotary_factor": 0.334}
+    hub = config_of("mimo-v2-flash")
+    hubs = (
+        "hybrid_", "moe_layer_freq", "rope_", "partial_rotary", "layernorm_", "add_swa", "swa_", "sliding_"
+    )  # fmt: skip
+    same = {key: value for key, value in hub.items() if not key.startswith(hubs)}
+    theirs = same | dict(
+        layer_types=kinds, mlp_layer_types=["dense"] + ["sparse"] * 47, sliding_window=129, rms_norm_eps=1e-5,
+        rope_parameters=dict(
+            full_attention={**turned, "rope_theta": 5e6}, sliding_attention={**turned, "rope_theta": 10_000.0}
+        ),
+    )  # fmt: skip
+    assert from_hf(theirs) == published("mimo-v2-flash")
+    # What neither spells out is what the published reader takes.
+    for key in ("layer_types", "mlp_layer_types", "rope_parameters"):
+        del theirs[key]
+    assert from_hf(theirs) == published("mimo-v2-flash")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        (
+            "kimi-linear-48b-a3b",
+            dict(
+                head_dim=72, mla_use_nope=True, moe_router_activation_func="sigmoid",
+                num_nextn_predict_layers=0,
+                num_key_value_heads=32, rope_scaling=None, rope_theta=10_000.0, use_grouped_topk=True,
+                moe_layer_freq=1,
+            ),
+        ),
+        (
+            "mimo-v2-flash",
+            dict(
+                attention_bias=False, attention_chunk_size=128, mlp_bias=False, n_shared_experts=None,
+                rms_norm_eps=1e-5, rope_scaling=None, scoring_func="sigmoid", topk_method="noaux_tc",
+                use_qk_norm=False,
+            ),
+        ),
+        (
+            "mellum2-12b-a2.5b",
+            dict(max_window_layers=0, mlp_layer_types=["sparse"] * 28, use_sliding_window=True),
+        ),
+        (
+            "hy3-preview",
+            dict(
+                enable_attention_fp32_softmax=False, enable_lm_head_fp32=True, enable_moe_fp32_combine=False,
+                expert_hidden_dim=1536, moe_router_enable_expert_bias=True, moe_router_use_sigmoid=True,
+                num_nextn_predict_layers=1, qk_norm=True, route_norm=True,
+            ),
+        ),
+        (
+            "glm-5.2",
+            dict(
+                index_share_for_mtp_iteration=True, index_topk_pattern=None, indexer_rope_interleave=True,
+                moe_layer_freq=1, moe_router_dtype="float32", rope_interleave=True, scoring_func="sigmoid",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_what_published_files_hold_beside_the_preset_changes_nothing(name, more):
+    assert from_hf(config_of(name) | more) == published(name)
+
+
+def test_exaones_older_spelling_of_its_layers():
+    hub = config_of("k-exaone-236b-a23b")
+    del hub["first_k_dense_replace"], hub["sliding_window_pattern"]
+    older = hub | dict(
+        is_moe_layer=[False] + [True] * 47, first_last_k_dense_replace=1,
+        layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 12, scoring_func="sigmoid",
+    )  # fmt: skip
+    assert from_hf(older) == published("k-exaone-236b-a23b")
+    full = published("k-exaone-236b-a23b").mixer_of_layers[3]
+    assert not full.rope.enabled and full.window is None
+
+
+def test_exaone_without_windows_has_positions_everywhere():
+    config = config_of("k-exaone-236b-a23b") | dict(sliding_window=None)
+    assert from_hf(config).attention.rope.enabled and not from_hf(config).mixers
+
+
+def test_glms_shared_indexers_in_three_spellings():
+    named = ["full"] * 3 + (["shared"] * 3 + ["full"]) * 18 + ["shared"] * 3
+    letters = "".join(name[0].upper() for name in named)
+    config = config_of("glm-5.2")
+    model = from_hf(config)
+    assert model.mtp_like == 74
+    for key in ("index_topk_freq", "index_skip_topk_offset"):
+        del config[key]
+    assert (
+        from_hf(config | {"indexer_types": named})
+        == from_hf(config | {"index_topk_pattern": letters})
+        == model
+    )
+
+
+def test_deepseek_v2_may_renormalise_where_readers_agree():
+    config = config_of("deepseek-v2-lite") | {"norm_topk_prob": True}
+    model = from_hf(config)
+    assert model.router.renormalize
+    assert family_named("deepseek_v2").to_hf(model)["norm_topk_prob"] is True
+
+
+def test_longcats_layers_are_two_of_ours():
+    model = published("longcat-flash")
+    assert (model.num_layers, len(model.moe_layers), model.dense_blocks) == (56, 28, 56)
+    config = config_of("longcat-flash")
+    del config["num_layers"]
+    assert from_hf(config | {"num_hidden_layers": 56}) == model
+    with pytest.raises(ConfigError, match="num_layers: missing"):
+        from_hf(config)
 
 
 def test_what_old_versions_of_transformers_wrote_is_harmless():

@@ -151,8 +151,8 @@ def test_what_it_does_not_know_is_refused(tmp_path):
     write(path, "llama", **{"rope.scaling.factor": 4.0})
     with pytest.raises(ConfigError, match=r"llama\.rope\.scaling\.factor = 4\.0: unknown"):
         load(path)
-    write(path, "llama", change=lambda t: t.update({"rope_freqs.weight": torch.ones(4)}))
-    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight is unknown to the model"):
+    write(path, "llama", change=lambda t: t.update({"rope_angles.weight": torch.ones(4)}))
+    with pytest.raises(CheckpointError, match=r"rope_angles\.weight is unknown to the model"):
         load(path)
     write(path, "llama", change=lambda t: t.pop("blk.1.attn_q.weight"))
     with pytest.raises(CheckpointError, match=r"blk\.1\.attn_q\.weight is missing"):

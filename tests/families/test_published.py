@@ -51,9 +51,20 @@ FIGURES = {
     "glm-4.7-flash": ((30, 1), (3, 1), "no embeddings"),
     "hunyuan-a13b": ((80, 1), (13, 1), "all"),
     "trinity-mini": ((26, 1), (3, 1), "all"),
+    "k-exaone-236b-a23b": ((236, 1), (23, 1), "all"),
+    "hy3-preview": ((295, 1), (21, 1), "all"),
+    "mimo-v2-flash": ((309, 1), (15, 1), "all"),
+    # Its announcement has 6B without embeddings, its card 6.5B of unknown convention (all: 6.63).
+    "mistral-small-4-119b": ((119, 1), (6, 1), "no embeddings"),
+    "mellum2-12b-a2.5b": ((12, 1), (2.5, 0.5), "all"),  # 2.44, if its name rounds to halves
+    "longcat-flash": ((560, 1), (31.3, 0.1), "no input"),  # the most: identity experts make it 27 on average
     "llama-2-7b": ((6.74, 0.01), (6.74, 0.01), "all"),
     "llama-3-8b": ((8.03, 0.01), (8.03, 0.01), "all"),
 }
+
+
+IDENTITY_EXPERTS = 28 * 256 * 2 * 2048 * 6144
+"""What transformers allocates for LongCat-Flash's identity experts, which compute nothing."""
 
 
 def within(value: float, figure: tuple[float, float]) -> bool:
@@ -81,7 +92,10 @@ def test_total_and_active_are_the_makers(name):
 
 
 def test_exact_totals():
-    """Each also what transformers 5.23 builds on the meta device (ERNIE: plus 27 * 64 selection biases)."""
+    """Each also what transformers 5.23 builds on the meta device, or 5.24 the last eight.
+
+    ERNIE: plus 27 * 64 selection biases. LongCat-Flash: plus projections of its identity experts.
+    """
     exact = {
         "mixtral-8x7b": (46_702_792_704, 12_879_925_248),
         "deepseek-v2": (235_741_434_880, 21_375_800_320),
@@ -93,6 +107,14 @@ def test_exact_totals():
         "glm-4.5": (352_797_814_784, 33_632_251_904),
         "ernie-4.5-21b-a3b": (21_825_437_888 - 27 * 64, 3_352_150_208 - 27 * 64),
         "minimax-m2": (228_689_748_992, 11_030_537_216),
+        "k-exaone-236b-a23b": (236_571_150_336, 23_668_279_296),
+        "hy3-preview": (295_033_528_320, 20_675_715_072),
+        "mimo-v2-flash": (308_778_768_832, 15_445_924_288),
+        "mistral-small-4-119b": (118_972_826_624, 6_632_588_288),
+        "mellum2-12b-a2.5b": (12_149_923_072, 2_439_060_736),
+        "kimi-linear-48b-a3b": (49_122_675_072, 3_484_453_248),
+        "glm-5.2": (743_377_000_704, 41_250_511_104),
+        "longcat-flash": (741_053_585_408 - IDENTITY_EXPERTS, 32_182_654_976),
     }
     for name, (total, active) in exact.items():
         count = count_parameters(published(name))

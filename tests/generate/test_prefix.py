@@ -9,8 +9,8 @@ from tiny_families import tiny_config
 
 from moeworks.config.generate import SamplingConfig
 from moeworks.errors import ConfigError
-from moeworks.generate.loop import generate
-from moeworks.generate.prefix import PrefixCache
+from moeworks.generate.loop import generate, generate_batch
+from moeworks.generate.prefix import PrefixCache, common_start, worth_sharing
 from moeworks.models.decoder import Decoder
 
 GREEDY = SamplingConfig(temperature=0)
@@ -72,6 +72,62 @@ def test_any_order_of_prompts(prompts, max_tokens):
     for prompt in prompts:
         assert_as_without(MIXTRAL, prefix, prompt)
         assert prefix.num_tokens <= max_tokens
+
+
+def columns(batch) -> list[list[int]]:
+    return [[token for token in column if token is not None] for column in zip(*batch, strict=True)]
+
+
+ENDS = [[1], [60, 61, 62, 7, 3], [60, 4], [30] * 9]
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "deepseek_v3", "mixtral_window", "gpt_oss", "qwen3_next", "llama4"]
+)
+def test_a_batch_reads_what_its_prompts_share_once(name, chunk):
+    model = make(name).float()
+    prompts = [[*TEXT, *end] for end in ENDS]
+    options = dict(sampling=GREEDY, prefill_chunk=chunk)
+    plain = columns(list(generate_batch(model, prompts, 12, **options)))
+    prefix = PrefixCache(model)
+    assert columns(list(generate_batch(model, prompts, 12, **options, prefix=prefix))) == plain
+    beyond = 1 if prefix._empty_cache(99).forgets else 0  # the third prompt goes on with the second's 60
+    assert prefix.saved_tokens == 3 * len(TEXT) + beyond
+    again = columns(list(generate_batch(model, prompts, 12, **options, prefix=prefix)))
+    assert again == plain and prefix.saved_tokens >= 6 * len(TEXT)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(0, 2), max_size=6),
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.integers(0, 40),
+)
+def test_any_batch_of_prompts(start, ends, max_tokens):
+    prompts = [start + end for end in ends]
+    prefix = PrefixCache(MIXTRAL, max_tokens)
+    batch = list(generate_batch(MIXTRAL, prompts, 5, sampling=GREEDY, prefix=prefix))
+    assert batch == list(generate_batch(MIXTRAL, prompts, 5, sampling=GREEDY))
+    assert 0 <= prefix.saved_tokens < sum(map(len, prompts)) or len(prompts) == 1
+    assert all(prompt[: common_start(prompts)] == prompts[0][: common_start(prompts)] for prompt in prompts)
+
+
+def test_texts_of_a_batch_that_outgrow_the_context():
+    model = make("mixtral")
+    prompts = [[*TEXT, 3], [*TEXT, 4, 5, 6]]
+    count = model.config.max_seq_len + 5
+    prefix = PrefixCache(model)
+    batch = columns(list(generate_batch(model, prompts, count, sampling=GREEDY, prefix=prefix)))
+    assert batch == columns(list(generate_batch(model, prompts, count, sampling=GREEDY)))
+
+
+def test_sharing_is_worth_it_for_long_starts_and_many_prompts():
+    assert not worth_sharing([[1] * 500])
+    assert not worth_sharing([[1, 2, 3], [1, 2, 4]])
+    assert worth_sharing([[1] * 100 + [2], [1] * 100 + [3]])
+    assert worth_sharing([[1] * 40 + [end] for end in range(10)])
+    assert not worth_sharing([[*range(100)], [*range(1, 101)]])
 
 
 def test_the_latest_used_stay():

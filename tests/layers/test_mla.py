@@ -37,6 +37,8 @@ VARIANTS = {
     "biases": dict(bias=True),
     "half": dict(rope=RopeConfig(style="half")),
     "no positions": dict(rope=RopeConfig(enabled=False)),
+    "scaled latents": dict(scale_latents=True),
+    "temperature": dict(temperature_floor=4, temperature_scale=0.7),
     "indexer": dict(indexer=IndexerConfig(num_heads=16, head_dim=6, top_k=5)),
 }
 
@@ -45,12 +47,12 @@ VARIANTS = {
 def test_absorbed_equals_expanded(options, monkeypatch):
     attention, config = make(**options)
     x = torch.randn(2, 20, 16, dtype=torch.float64)
-    want = attention(x, inputs_of(config, 20))
+    want, _ = attention(x, inputs_of(config, 20))
     for absorb in (True, False):
         monkeypatch.setattr(attention, "_absorbing_is_less_work", lambda length, absorb=absorb: absorb)
         cache, outs = cache_of(config.attention), []
         for start, stop in ((0, 9), (9, 10), (10, 17), (17, 20)):
-            outs.append(attention(x[:, start:stop], inputs_of(config, stop - start, start), cache))
+            outs.append(attention(x[:, start:stop], inputs_of(config, stop - start, start), cache)[0])
         # Rotary tables are float32; everything else is float64.
         torch.testing.assert_close(torch.cat(outs, dim=1), want, rtol=1e-6, atol=1e-6)
 
@@ -99,12 +101,12 @@ def test_few_keys_are_all_seen():
     plain, other = make()
     plain.load_state_dict({n: t for n, t in sparse.state_dict().items() if "indexer" not in n})
     x = torch.randn(2, 9, 16, dtype=torch.float64)
-    torch.testing.assert_close(sparse(x, inputs_of(config, 9)), plain(x, inputs_of(other, 9)))
+    torch.testing.assert_close(sparse(x, inputs_of(config, 9))[0], plain(x, inputs_of(other, 9))[0])
 
 
 def test_the_indexer_gets_no_gradient():
     attention, config = make(indexer=IndexerConfig(num_heads=2, head_dim=4, top_k=2))
-    attention(torch.randn(1, 9, 16, dtype=torch.float64), inputs_of(config, 9)).sum().backward()
+    attention(torch.randn(1, 9, 16, dtype=torch.float64), inputs_of(config, 9))[0].sum().backward()
     assert all((p.grad is None) == ("indexer" in n) for n, p in attention.named_parameters())
 
 

@@ -7,6 +7,7 @@ import torch
 from random_layers import assert_same, gradients, make_config, random_moe
 
 from moeworks import BalanceConfig, MoE, balance_losses, total_balance_loss
+from moeworks.config import ExpertChoice, SinkhornChoice, ThresholdChoice, TopPChoice
 
 pytestmark = pytest.mark.compile
 
@@ -27,6 +28,11 @@ OPTIONS = {
         capacity_factor=0.8,
         drop_policy="probability",
     ),
+    "expert_choice": dict(choice=ExpertChoice(), capacity_factor=1.2, expert_linear_bias=True),
+    "top_p": dict(choice=TopPChoice(p=0.6), top_k=3),
+    "threshold": dict(choice=ThresholdChoice(threshold=0.2, min_experts=0), top_k=3),
+    "sinkhorn": dict(choice=SinkhornChoice(iterations=3)),
+    "gumbel": dict(gumbel_noise=0.5, noise_steps=9),
     "noise": dict(noisy_top_k=True, input_jitter=0.2, weights_on="input", capacity_factor=0.8),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_layers import make_config, make_routing, random_moe
 
 from moeworks import BalanceConfig, balance_losses
-from moeworks.ops.routing import stable_top_k
+from moeworks.ops.scoring import stable_top_k
 
 EVERY_LOSS = BalanceConfig(
     switch_coef=1,

@@ -44,7 +44,8 @@ def test_a_cache_holds_what_is_counted(config):
     model(tokens, cache=cache)
     # A window of W keeps W - 1 positions: the next token brings its own.
     bounded = [m for m in config.mixer_of_layers if m.kind == "gqa" and (m.window or m.chunk)]
-    one_position = sum(2 * m.num_kv_heads * config.gqa_head_dim(m) for m in bounded)
+    widths = [(m, config.gqa_head_dim(m)) for m in bounded]
+    one_position = sum(m.num_kv_heads * (width + (m.v_head_dim or width)) for m, width in widths)
     assert cache.values() == count_cache_bytes(config, 30, 1) - one_position
 
 

@@ -33,7 +33,7 @@ def test_each_depth_joins_the_stream_with_the_next_token(model):
             [layer.embed_norm(model.embed(TOKENS[:, depth:])), layer.hidden_norm(hidden[:, :length])], dim=-1
         )
         inputs, context = model._context(TOKENS[:, :length], None, None, None)
-        stream, _ = layer.block(layer.proj(joined), inputs[0], context)
+        stream, *_ = layer.block(layer.proj(joined), inputs[0], context)
         hidden = layer.final_norm(stream)
         want = F.linear(hidden, model.lm_head.weight)
         assert want.shape == (2, length, 40)

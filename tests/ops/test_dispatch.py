@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -121,3 +122,25 @@ def test_training_and_evaluation_have_factors_of_their_own():
 def test_dropped_fraction_after_capacity():
     routing = routing_to([[0]] * 8, renormalize=False)
     assert apply_capacity(routing, capacity(1.0), training=True).dropped_fraction().item() == 0.75
+
+
+def test_batch_priority_serves_first_choices_of_sure_tokens_first():
+    """Riquelme et al. 2021, section 4.1 and algorithm 2: rank by rank, tokens sorted by their best weight."""
+    torch.manual_seed(0)
+    logits = torch.randn(40, 5, dtype=torch.float64)
+    valid = torch.arange(40) % 7 != 0
+    routing = make_routing(logits, top_k=3, valid_T=valid)
+    config = capacity(0.6, drop_policy="batch_priority")
+    got = apply_capacity(routing, config, training=True).kept_TK
+    limit = math.ceil(0.6 * int(valid.sum()) * 3 / 5 - 1e-9)
+    probs = logits.softmax(1)
+    order = sorted((t for t in range(40) if valid[t]), key=lambda t: -probs[t].max().item())
+    taken, want = [0] * 5, torch.zeros(40, 3, dtype=torch.bool)
+    for slot in range(3):
+        for token in order:
+            expert = int(routing.expert_ids_TK[token, slot])
+            if taken[expert] < limit:
+                taken[expert] += 1
+                want[token, slot] = True
+    assert torch.equal(got, want)
+    assert not got[valid].all()

@@ -12,7 +12,7 @@ from moeworks import BalanceConfig, Routing, balance_losses, total_balance_loss
 from moeworks.config import RouterConfig
 from moeworks.errors import ConfigError
 from moeworks.ops import losses
-from moeworks.ops.routing import route
+from moeworks.ops.scoring import route
 
 E = 8
 ONE_LAYER = {

@@ -6,7 +6,8 @@ import torch
 from random_layers import make_routing
 
 from moeworks.config.model import RouterConfig
-from moeworks.ops.routing import count_assignments, mask_groups, score, select_experts, stable_top_k
+from moeworks.ops.routing import count_assignments
+from moeworks.ops.scoring import mask_groups, score, select_experts, stable_top_k
 
 
 def logits(tokens: int = 12, experts: int = 6, dtype=torch.float64) -> torch.Tensor:

@@ -8,7 +8,7 @@ from random_layers import make_routing
 
 from moeworks.config import RouterConfig
 from moeworks.errors import ConfigError
-from moeworks.ops.routing import sparsemixer_weights
+from moeworks.ops.scoring import sparsemixer_weights
 
 
 def test_sigmoid_of_the_chosen_logits():

@@ -141,6 +141,48 @@ def test_longrope_of_phimoe_inside_the_original_context(tmp_path):
     torch.testing.assert_close(model(TOKENS).logits_BLV, theirs(TOKENS).logits, **TOLERANCE)
 
 
+@torch.no_grad()
+def test_longrope_of_phimoe_beyond_the_original_context(tmp_path):
+    """transformers 5 takes short_factor with long_mscale there, so it is given the long factors as its short
+    ones; 30 tokens are more than 20."""
+    rope = dict(
+        rope_type="longrope", rope_theta=10_000.0, original_max_position_embeddings=20, short_mscale=1.2,
+        long_mscale=1.3, factor=2.0, short_factor=[1.1, 1.2, 1.3, 1.4], long_factor=[2.0, 2.5, 3.0, 4.0],
+    )  # fmt: skip
+    sizes = dict(**SIZES, intermediate_size=20, num_local_experts=6)
+    given = rope | dict(short_factor=rope["long_factor"])
+    config = AutoConfig.for_model("phimoe", **sizes, rope_parameters=given)
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    randomise_(theirs)
+    theirs.save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json") | {"rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(model(TOKENS).logits_BLV, theirs(TOKENS).logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_deepseek_v2_with_renormalised_weights(saved_models, tmp_path):
+    """transformers ignores norm_topk_prob, so its routers' weights are divided by their sum from outside."""
+    theirs, folder = saved_models("deepseek_v2_lite")
+    tensors, config = load_file(folder / "model.safetensors"), read_json(folder / "config.json")
+    write(tmp_path, config | {"norm_topk_prob": True, "routed_scaling_factor": 1.0}, tensors)
+
+    def renormalise(module, args, output):
+        logits, weights, experts = output
+        return logits, weights / weights.sum(dim=-1, keepdim=True), experts
+
+    gates = [layer.mlp.gate for layer in theirs.model.layers if hasattr(layer.mlp, "gate")]
+    hooks = [gate.register_forward_hook(renormalise) for gate in gates]
+    want = theirs(TOKENS).logits
+    for hook in hooks:
+        hook.remove()
+    assert len(gates) == 3
+    assert (want - theirs(TOKENS).logits).abs().amax() > 1e-2
+    got = load(tmp_path, dtype=torch.float32)(TOKENS).logits_BLV
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
 def test_longrope_beyond_the_original_context_takes_the_long_factors():
     """The documented rule; transformers 5 takes short_factor with long_mscale there."""
     model = from_hf(

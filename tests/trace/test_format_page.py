@@ -12,7 +12,7 @@ from traces import random_trace
 from moeworks.config import ModelConfig, RouterConfig
 from moeworks.models.decoder import Decoder
 from moeworks.trace import RoutingTrace, TraceHeader, write_trace
-from moeworks.trace.header import FORMAT, LAYER_FIELDS, VERSION
+from moeworks.trace.header import FORMAT, LAYER_FIELDS, VERSION, VERSION_WITH_EMPTY_SLOTS
 from moeworks.trace.schema import TOKEN_TYPES
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "trace-format.md").read_text("utf-8")
@@ -26,9 +26,9 @@ def table(heading: str, number: int = 0) -> list[str]:
 
 
 def test_version_and_keys():
-    assert f"version {VERSION}" in PAGE.splitlines()[0]
+    assert f"versions {VERSION} and {VERSION_WITH_EMPTY_SLOTS}" in PAGE.splitlines()[0]
     encoded = json.loads(TraceHeader(num_experts=2, top_k=1, layers=(0,)).encode())
-    assert set(table("Metadata")) == set(encoded)
+    assert set(table("Metadata")) == {*encoded, "empty_slots"}
     assert encoded["format"] == FORMAT
 
 
@@ -50,7 +50,7 @@ def test_recording_runs(tmp_path, monkeypatch):
     config = ModelConfig(vocab_size=50, d_model=16, router=RouterConfig(num_experts=4, top_k=2))
     torch.manual_seed(0)
     names = {"model": Decoder(config).eval(), "batches": [torch.randint(50, (3, 7))] * 2, "np": np}
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     with torch.no_grad():
         exec(compile(code, "trace-format.md", "exec"), names)
     trace = RoutingTrace.open("trace.parquet")

@@ -10,7 +10,7 @@ from tiny_run import random_batch, tiny_config, write_texts
 from moeworks.config import CapacityConfig, LayerPatternConfig, ModelConfig, RouterConfig
 from moeworks.errors import ConfigError
 from moeworks.models.decoder import Decoder
-from moeworks.ops.routing import route
+from moeworks.ops.scoring import route
 from moeworks.trace import token_columns
 from moeworks.trace.header import LAYER_FIELDS
 from moeworks.trace.record import choice_margin, model_header, record, router_entropy

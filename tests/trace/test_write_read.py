@@ -115,6 +115,30 @@ def test_an_error_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_thread_holds_one_group_and_tells_its_errors(tmp_path, monkeypatch):
+    """A full group is written beside the loop; what goes wrong there is raised, and nothing is left."""
+    monkeypatch.setattr(writing, "row_group_tokens", lambda header: 10)
+    with TraceWriter(tmp_path / "t.parquet", ALL) as writer:
+        for _ in range(5):
+            writer.append(random_block(ALL, 7))
+            assert writer._held_rows < 10
+    assert RoutingTrace.open(tmp_path / "t.parquet").num_tokens == 35
+    assert writer.seconds > 0
+
+    def refuse(self, blocks):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TraceWriter, "_write", refuse)
+    with (
+        pytest.raises(DataError, match=r"u\.parquet: cannot be written: No space"),
+        TraceWriter(tmp_path / "u.parquet", ALL) as writer,
+    ):
+        writer.append(random_block(ALL, 12))
+        writer.append(random_block(ALL, 12))
+        raise AssertionError("the second group waits for the first, and finds its error")
+    assert [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
+
+
 def test_a_finished_trace_survives_a_failed_one(tmp_path):
     path = tmp_path / "t.parquet"
     write_trace(path, ALL, random_block(ALL, 5))

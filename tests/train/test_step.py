@@ -13,7 +13,7 @@ from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.ops.losses import balance_losses, switch_loss, total_balance_loss
 from moeworks.ops.mtp import mtp_loss
 from moeworks.parallel.world import World
-from moeworks.train.step import StepLosses, accumulate_gradients, update_expert_biases
+from moeworks.train.step import StepLosses, accumulate_gradients, routers_of, update_routers
 from moeworks.train.trainer import build_model
 
 CLOSE = dict(rtol=1e-10, atol=1e-10)
@@ -223,11 +223,15 @@ def test_bfloat16_is_autocast_around_a_float32_router(texts):
 # The loss-free bias.
 
 
+def statistics(counts_lE: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [{"tokens_per_expert": counts_E} for counts_E in counts_lE]
+
+
 def test_bias_moves_towards_the_starved(texts):
     model = build(tiny_config(texts))
     before = biases_of(model)
     counts = torch.tensor([[9, 1, 5, 5], [0, 0, 0, 8]])
-    update_expert_biases(model, counts, BalanceConfig(bias_rule="sign", bias_rate=0.25))
+    update_routers(routers_of(model), statistics(counts), BalanceConfig(bias_rule="sign", bias_rate=0.25))
     steps = torch.tensor([[-0.25, 0.25, 0, 0], [0.25, 0.25, 0.25, -0.25]], dtype=torch.float64)
     torch.testing.assert_close(biases_of(model) - before, steps)
 
@@ -236,17 +240,17 @@ def test_without_a_rule_or_a_bias_nothing_moves(texts):
     counts = torch.tensor([[9, 1, 5, 5], [0, 0, 0, 8]])
     model = build(tiny_config(texts))
     before = biases_of(model)
-    update_expert_biases(model, counts, BalanceConfig(bias_rule="none"))
+    update_routers(routers_of(model), statistics(counts), BalanceConfig(bias_rule="none"))
     assert torch.equal(biases_of(model), before)
     plain = build(tiny_config(texts, router=dict(selection_bias=False), balance=dict(bias_rule="none")))
-    update_expert_biases(plain, counts, BalanceConfig(bias_rule="sign"))
+    update_routers(routers_of(plain), statistics(counts), BalanceConfig(bias_rule="sign"))
     assert all(moe.router.expert_bias is None for moe in moe_modules(plain))
 
 
 def test_layers_must_match_the_counts(texts):
     model = build(tiny_config(texts))
     with pytest.raises(ValueError, match="shorter"):
-        update_expert_biases(model, torch.ones(1, 4, dtype=torch.int64), BalanceConfig(bias_rule="sign"))
+        update_routers(routers_of(model), statistics(torch.ones(1, 4)), BalanceConfig(bias_rule="sign"))
 
 
 # Multi-token prediction.
@@ -281,9 +285,9 @@ def test_the_biases_of_mtp_layers_move_too(texts):
     config = mtp_config(texts)
     model = build(config)
     before = biases_of(model)
-    losses = accumulate_gradients(model, [random_batch()], config, World())
+    losses = accumulate_gradients(model, [random_batch()], config, World(), routers_of(model))
     assert losses.counts_lE.shape[0] == len(moe_modules(model)) == 4
-    update_expert_biases(model, losses.counts_lE, config.balance)
+    update_routers(routers_of(model), losses.statistics, config.balance)
     assert all(not torch.equal(a, b) for a, b in zip(before, biases_of(model), strict=True))
 
 

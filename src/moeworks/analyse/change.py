@@ -17,6 +17,7 @@ from moeworks.analyse.bootstrap import (
 from moeworks.analyse.load import shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace, count_experts
+from moeworks.trace.block import filled_slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +56,35 @@ def overlap_of_rows(
     used, codes = np.unique(document_codes(left)[0][rows[0]], return_inverse=True)
     documents = len(used)
     tokens = sum_by_document(np.ones(len(codes)), codes, documents)
-    intervals, first, chance = [], [], []
+    intervals, first, chance, experts = [], [], [], left.header.num_experts
     for layer in layers:
         a, b = left.ids(layer)[rows[0]], right.ids(layer)[rows[1]]
-        common = common_experts(a, b) / a.shape[1]
+        common = overlap_share(a, b, experts)
         per_document = [sum_by_document(common, codes, documents), tokens]
         intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
         first.append((a[:, 0] == b[:, 0]).mean())
-        loads = [shares(np.bincount(ids.reshape(-1), minlength=left.header.num_experts)) for ids in (a, b)]
-        chance.append(a.shape[1] * (loads[0] * loads[1]).sum())
+        loads = [shares(np.bincount(ids.reshape(-1), minlength=experts)[:experts]) for ids in (a, b)]
+        chance.append(filled_slots(a, experts).sum() / len(a) * (loads[0] * loads[1]).sum())
     return OverlapTable(layers, stack_intervals(intervals), np.array(chance), np.array(first))
 
 
-def common_experts(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """int64 [T]: how many experts ids [T, K] and ids [T, K'] have in common."""
+def common_experts(left: np.ndarray, right: np.ndarray, num_experts: int) -> np.ndarray:
+    """int64 [T]: how many experts ids [T, K] and ids [T, K'] have in common; empty slots are none."""
     common = np.zeros(len(left), np.int64)
     for slot in range(left.shape[1]):
-        common += (left[:, slot : slot + 1] == right).any(axis=1)
+        own = left[:, slot : slot + 1]
+        common += ((own == right) & filled_slots(own, num_experts)).any(axis=1)
     return common
+
+
+def overlap_share(left: np.ndarray, right: np.ndarray, num_experts: int) -> np.ndarray:
+    """float [T]: 2 |A ∩ B| / (|A| + |B|) of a token's experts, which is |A ∩ B| / K where all have K.
+
+    Two tokens without experts agree.
+    """
+    sizes = sum(filled_slots(ids, num_experts).sum(axis=1) for ids in (left, right))
+    common = common_experts(left, right, num_experts)
+    return np.where(sizes > 0, 2 * common / np.maximum(sizes, 1), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +112,13 @@ def change_over_training(traces: Sequence[RoutingTrace]) -> ChangeTable:
         _check_alike(traces[0], trace)
     known = [trace.header.step for trace in traces]
     steps = tuple(i if step is None or None in known else step for i, step in enumerate(known))
-    layers = traces[0].header.layers
+    layers, experts = traces[0].header.layers, traces[0].header.num_experts
     saturation = np.zeros((len(traces), len(layers)))
     churn = np.zeros((len(traces) - 1, len(layers)))
     for place, layer in enumerate(layers):
         ids = [trace.ids(layer) for trace in traces]
-        saturation[:, place] = [common_experts(part, ids[-1]).mean() / part.shape[1] for part in ids]
-        churn[:, place] = [1 - common_experts(a, b).mean() / a.shape[1] for a, b in itertools.pairwise(ids)]
+        saturation[:, place] = [overlap_share(part, ids[-1], experts).mean() for part in ids]
+        churn[:, place] = [1 - overlap_share(a, b, experts).mean() for a, b in itertools.pairwise(ids)]
     loads = np.stack([shares(count_experts(trace).total()) for trace in traces])
     shift = np.abs(np.diff(loads, axis=0)).sum(axis=2) / 2
     return ChangeTable(steps, layers, saturation, churn, shift)

@@ -35,14 +35,15 @@ def coactivation(trace: RoutingTrace) -> CoactivationTable:
     Published code of OLMoE counts only pairs of adjacent ranks, for K = 8 a quarter of them; this counts
     all, as its paper defines.
     """
-    experts, k = trace.header.num_experts, trace.header.top_k
-    layers = trace.header.layers
+    experts, layers = trace.header.num_experts, trace.header.layers
     pairs = np.stack([count_pairs(trace.ids(layer), experts) for layer in layers])
     tokens = np.einsum("lii->li", pairs).astype(np.float64)  # N_i
     off = pairs * (1 - np.eye(experts, dtype=np.int64))
     others = tokens.sum(axis=1)[:, None, None] - tokens[:, :, None]
-    baseline = (k - 1) * tokens[:, None, :] / np.where(others > 0, others, 1) * (1 - np.eye(experts))
     rate = off / np.where(tokens > 0, tokens, 1)[:, :, None]
+    partners = off.sum(axis=2) / np.where(tokens > 0, tokens, 1)  # K - 1 where no slot is empty
+    baseline = partners[:, :, None] * tokens[:, None, :] / np.where(others > 0, others, 1)
+    baseline = baseline * (1 - np.eye(experts))
     return CoactivationTable(layers, off, rate, baseline)
 
 
@@ -62,6 +63,6 @@ def membership(ids: np.ndarray, num_experts: int) -> Iterator[np.ndarray]:
     step = max(_CHUNK // num_experts, 1)
     for start in range(0, len(ids), step):
         part = ids[start : start + step]
-        chosen = np.zeros((len(part), num_experts), np.float32)
+        chosen = np.zeros((len(part), num_experts + 1), np.float32)  # the last column: empty slots
         np.put_along_axis(chosen, part.astype(np.int64), 1, axis=1)
-        yield chosen
+        yield chosen[:, :num_experts]

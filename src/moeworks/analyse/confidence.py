@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeworks.trace import RoutingTrace
+from moeworks.trace.block import filled_slots
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -35,6 +36,8 @@ def confidence(trace: RoutingTrace) -> ConfidenceTable:
     by_rank, effective, entropy, entropy_q, margin_q, overruled = ([] for _ in range(6))
     for number in trace.header.layers:
         layer = trace.layer(number)
+        if trace.header.empty_slots:  # tokens without experts are neither sure nor unsure of them
+            layer = layer.take(np.flatnonzero(filled_slots(layer.ids, trace.header.num_experts).any(axis=1)))
         if layer.weights is not None:
             share = normalised(layer.weights)
             by_rank.append(share.mean(axis=0))

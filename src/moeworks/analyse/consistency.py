@@ -12,10 +12,11 @@ from moeworks.analyse.bootstrap import (
     stack_intervals,
     sum_by_document,
 )
-from moeworks.analyse.change import common_experts
+from moeworks.analyse.change import common_experts, overlap_share
 from moeworks.analyse.load import load_entropy, shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
+from moeworks.trace.block import filled_slots
 from moeworks.trace.counts import count_groups
 
 
@@ -55,26 +56,27 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
     document, documents = document_codes(trace)
     codes = document[1:][follows]
     pairs = sum_by_document(np.ones(len(codes)), codes, documents)
-    k = trace.header.top_k
+    experts = trace.header.num_experts
     intervals, rows = [], []
     for layer in trace.header.layers:
         ids = trace.ids(layer)
-        common = common_experts(ids[:-1][follows], ids[1:][follows])
-        per_document = [sum_by_document(common / k, codes, documents), pairs]
+        before, after = ids[:-1][follows], ids[1:][follows]
+        per_document = [sum_by_document(overlap_share(before, after, experts), codes, documents), pairs]
         intervals.append(bootstrap(per_document, _ratio, resampling))
-        counts = _counts(ids, trace.header.num_experts)
-        first = shares(_counts(ids[:, :1], trace.header.num_experts))
+        counts = _counts(ids, experts)
+        k = counts.sum() / max(len(tokens), 1)
+        first = shares(_counts(ids[:, :1], experts))
         used = counts / max(len(tokens), 1)
         # A run begins with every use that does not continue one.
-        runs = ids.size - common.sum()
+        runs = counts.sum() - common_experts(before, after, experts).sum()
+        same_first = (before[:, 0] == after[:, 0]) & filled_slots(before[:, 0], experts)
         rows.append(
             (
                 k * (shares(counts) ** 2).sum(),
-                (_two_of_a_document(ids, document, documents, trace.header.num_experts) * pairs).sum()
-                / pairs.sum(),
-                (ids[:-1, 0] == ids[1:, 0])[follows].mean(),
+                (_two_of_a_document(ids, document, documents, experts) * pairs).sum() / pairs.sum(),
+                same_first.mean(),
                 (first**2).sum(),
-                ids.size / max(runs, 1),
+                counts.sum() / max(runs, 1),
                 counts.sum() / max((counts * (1 - used)).sum(), 1e-12),
             )
         )
@@ -85,7 +87,9 @@ def _two_of_a_document(ids: np.ndarray, document: np.ndarray, documents: int, nu
     """float [documents]: mean overlap, over K, of two different tokens of a document."""
     counts = count_groups(ids, document, documents, num_experts).astype(np.float64)
     length = np.bincount(document, minlength=documents)
-    return (counts * (counts - 1)).sum(axis=1) / np.maximum(length * (length - 1), 1) / ids.shape[1]
+    k = counts.sum(axis=1) / np.maximum(length, 1)
+    together = (counts * (counts - 1)).sum(axis=1) / np.maximum(length * (length - 1), 1)
+    return together / np.where(k > 0, k, 1)
 
 
 def following(trace: RoutingTrace) -> np.ndarray:
@@ -113,7 +117,7 @@ def run_lengths(trace: RoutingTrace, layer: int) -> np.ndarray:
     # A gap in the clock wherever a token does not follow the one before it.
     clock = np.arange(len(ids)) + np.cumsum(broken)
     span = int(clock[-1]) + 2 if len(ids) else 1
-    uses = np.sort((ids * span + clock[:, None]).reshape(-1))
+    uses = np.sort((ids * span + clock[:, None])[filled_slots(ids, trace.header.num_experts)])
     starts = np.flatnonzero(np.diff(uses, prepend=-2) != 1)
     return np.bincount(np.diff(np.r_[starts, len(uses)]), minlength=1)
 
@@ -132,7 +136,7 @@ class LagTable:
 
 def overlap_by_lag(trace: RoutingTrace, lags: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)) -> LagTable:
     """How fast the routing of a text forgets: overlap over distance, down to chance or not."""
-    tokens, k = trace.tokens, trace.header.top_k
+    tokens, experts = trace.tokens, trace.header.num_experts
     apart = []
     for lag in lags:
         check(lag >= 1, "lags", lags, "must be at least 1")
@@ -142,10 +146,11 @@ def overlap_by_lag(trace: RoutingTrace, lags: tuple[int, ...] = (1, 2, 4, 8, 16,
     chance = np.zeros(trace.num_layers)
     for place, layer in enumerate(trace.header.layers):
         ids = trace.ids(layer)
-        chance[place] = k * (shares(_counts(ids, trace.header.num_experts)) ** 2).sum()
+        counts = _counts(ids, experts)
+        chance[place] = counts.sum() / max(len(tokens), 1) * (shares(counts) ** 2).sum()
         for column, (lag, early) in enumerate(zip(lags, apart, strict=True)):
             if len(early):
-                overlap[place, column] = common_experts(ids[early], ids[early + lag]).mean() / k
+                overlap[place, column] = overlap_share(ids[early], ids[early + lag], experts).mean()
     return LagTable(trace.header.layers, lags, overlap, chance)
 
 

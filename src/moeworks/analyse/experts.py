@@ -37,7 +37,7 @@ def expert_table(trace: RoutingTrace) -> ExpertTable:
     """The figures of every expert of every layer, in one pass."""
     follows = following(trace)
     rows = [_of_layer(trace.layer(n), trace.header.num_experts, follows) for n in trace.header.layers]
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+    columns = {name: [part for row in rows if (part := row[name]) is not None] for name in rows[0]}
     stacked = {name: np.stack(parts) if parts else None for name, parts in columns.items()}
     return ExpertTable(trace.header.layers, **stacked)  # pyrefly: ignore[bad-argument-type]
 

@@ -8,6 +8,8 @@ from moeworks.analyse.bootstrap import document_codes
 from moeworks.analyse.specialisation import document_labels, permuted_labels
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
+from moeworks.trace.block import filled_slots
+from moeworks.trace.counts import count_groups
 
 _DENSE = 1 << 24  # cells that are counted in an array; more are counted by sorting
 
@@ -81,20 +83,18 @@ def mutual_information(trace: RoutingTrace, *, permutations: int = 10, seed: int
 def conditional_entropy(ids: np.ndarray, condition: np.ndarray, num_experts: int) -> float:
     """H(expert | condition) in bits, of ids [T, K] and one whole number from 0 a token, [T].
 
-    Equal to (sum_c n_c log n_c - sum_{c,e} n_{c,e} log n_{c,e}) / (T K).
+    Equal to (sum_c n_c log n_c - sum_{c,e} n_{c,e} log n_{c,e}) / n, n the assignments; no empty slots.
     """
-    total = ids.size
+    filled = filled_slots(ids, num_experts)
+    total = int(filled.sum())
     if not total:
         return 0.0
     conditions = int(condition.max()) + 1
-    per_condition = np.bincount(condition, minlength=conditions) * ids.shape[1]
-    base = condition * num_experts
+    per_condition = np.bincount(condition, filled.sum(axis=1), minlength=conditions)
     if conditions * num_experts <= _DENSE:
-        cells = np.zeros(conditions * num_experts, np.int64)
-        for slot in range(ids.shape[1]):
-            cells += np.bincount(base + ids[:, slot], minlength=len(cells))
+        cells = count_groups(ids, condition, conditions, num_experts)
     else:
-        cells = np.unique((base[:, None] + ids).reshape(-1), return_counts=True)[1]
+        cells = np.unique((condition[:, None] * num_experts + ids)[filled], return_counts=True)[1]
     return float((_n_log_n(per_condition) - _n_log_n(cells)) / total)
 
 

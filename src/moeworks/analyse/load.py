@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeworks.errors import check
-from moeworks.trace import ExpertCounts, RoutingTrace
+from moeworks.ops.load import DEAD_LOAD
+from moeworks.trace import ExpertCounts, RoutingTrace, count_experts
 from moeworks.trace.counts import count_groups
 from moeworks.trace.expected import check_devices
-
-DEAD_LOAD = 0.01
-"""An expert is called dead when it takes less than this share of a balanced load (as in ops/load.py)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +47,11 @@ def load_table(counts: ExpertCounts, *, dead_below: float = DEAD_LOAD) -> LoadTa
         dead=(total < dead_below * mean).sum(axis=1),
         gini=gini(total),
     )
+
+
+def mean_experts(trace: RoutingTrace) -> np.ndarray:
+    """float [l]: experts of a token, K where no slot is empty."""
+    return count_experts(trace).total().sum(axis=1) / max(trace.num_tokens, 1)
 
 
 def shares(counts: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.load import shares
+from moeworks.analyse.load import mean_experts
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
 from moeworks.trace.counts import count_groups
@@ -38,7 +38,9 @@ def working_sets(
     sort a layer instead of a pass over windows.
     """
     check(bool(windows) and min(windows) >= 1, "windows", windows, "must be at least 1")
-    tokens, experts, k = trace.tokens, trace.header.num_experts, trace.header.top_k
+    tokens, experts = trace.tokens, trace.header.num_experts
+    # Where slots may be empty, the mean of all layers.
+    k = float(mean_experts(trace).mean()) if trace.header.empty_slots else trace.header.top_k
     first = np.r_[True, tokens.sequence[1:] != tokens.sequence[:-1]] if len(tokens) else np.zeros(0, bool)
     # Sequences on one clock, with a wall of one tick in front of each and at the end.
     clock = np.arange(len(tokens)) + np.cumsum(first)
@@ -58,7 +60,7 @@ def working_sets(
         present = number > 0
         mean[place, present] = experts - missing[present] / number[present]
         counts = count_groups(ids, np.zeros(len(ids), np.int64), 1, experts)[0]
-        by_load[place] = distinct_by_load(shares(counts) * k, sizes)
+        by_load[place] = distinct_by_load(counts / max(len(tokens), 1), sizes)
     return WorkingSetTable(
         trace.header.layers, windows, number, mean, by_load, distinct_uniform(experts, k, sizes)
     )

@@ -1,7 +1,9 @@
 """Weight rules applied to a model: which view of its tensors each published tensor is."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,7 +15,10 @@ from moeworks.config.weight_rules import Either, Place, Rule, Rules, WeightMap
 from moeworks.errors import CheckpointError
 
 _LISTED = 5
+_READERS = 4
+"""Threads that read at most: the page cache gives no more to further ones."""
 _EXPERT = "{e}"
+_PLACE = "{s}"
 _FREQUENCIES = "*.rotary_emb.inv_freq"
 """Buffers of old checkpoints that the config determines."""
 
@@ -75,10 +80,12 @@ def bind(
     bindings = list(_instances(weights.top, "", "", Place(model, model.attention), tensors, present))
     for layer in range(model.num_layers):
         place = Place(model, model.mixer(layer))
-        theirs = weights.layer_prefix.format(i=layer)
-        bindings += _instances(weights.layer, theirs, f"layers.{layer}.", place, tensors, present)
+        number, part = divmod(layer, weights.layers_in_one)
+        rules = _at(weights.layer, part)
+        theirs = weights.layer_prefix.format(i=number)
+        bindings += _instances(rules, theirs, f"layers.{layer}.", place, tensors, present)
     for extra in range(model.num_mtp_layers):
-        place = Place(model, model.mixer(model.num_layers - 1))
+        place = Place(model, model.mixer(model.mtp_like))
         theirs = weights.layer_prefix.format(i=model.num_layers + extra)
         bindings += _instances(weights.layer, theirs, f"mtp.{extra}.block.", place, tensors, present)
         bindings += _instances(weights.mtp, theirs, f"mtp.{extra}.", place, tensors, present)
@@ -91,10 +98,17 @@ def fill(
 ) -> None:
     """Fill `tensors` from `source`. `check_names` has passed."""
     renamed = usual_names(weights, source.names())
-    for binding in bind(weights, model, tensors, set(renamed)):
+
+    def refused(binding: Binding) -> bool:
+        whole = len(binding.parts) == 1
+        return not (whole and source.read_into(renamed[binding.name], binding.parts[0]))
+
+    bindings = bind(weights, model, tensors, set(renamed))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
+        rest = [binding for binding, no in zip(bindings, pool.map(refused, bindings), strict=True) if no]
+    # What must be dequantised or put in another order takes memory of its own: one at a time.
+    for binding in rest:
         name = renamed[binding.name]
-        if len(binding.parts) == 1 and source.read_into(name, binding.parts[0]):
-            continue
         published = source.tensor(name)
         if not published.dtype.is_floating_point:
             raise CheckpointError(f"{origin}: {binding.name} is of {published.dtype}, not of real numbers")
@@ -115,7 +129,7 @@ def check_names(
     problems += [
         f"{name} is unknown to the model"
         for name in renamed.keys() - bindings.keys()
-        if not _ignored(weights, name)
+        if not _ignored(weights, name, model.num_layers)
     ]
     for name in bindings.keys() & renamed.keys():
         got, want = source.shape(renamed[name]), bindings[name].shape
@@ -139,8 +153,23 @@ def usual_names(weights: WeightMap, names: Iterable[str]) -> dict[str, str]:
     return usual
 
 
-def _ignored(weights: WeightMap, name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (*weights.ignored, _FREQUENCIES))
+def _ignored(weights: WeightMap, name: str, layers: int) -> bool:
+    patterns = (pattern.replace("{n}", str(layers)) for pattern in weights.ignored)
+    return any(fnmatchcase(name, pattern) for pattern in (*patterns, _FREQUENCIES))
+
+
+def _at(rules: Rules, part: int) -> Rules:
+    """`rules` for the layer at place `part` of those that make one published layer."""
+
+    def named(rule: Rule) -> Rule:
+        return replace(rule, theirs=rule.theirs.replace(_PLACE, str(part)))
+
+    return tuple(
+        named(entry)
+        if isinstance(entry, Rule)
+        else Either(tuple(tuple(named(rule) for rule in option) for option in entry.options))
+        for entry in rules
+    )
 
 
 def _instances(

@@ -27,6 +27,8 @@ DTYPES = {
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 _PREFIX = 8
+_PIECE = 32_256
+"""Numbers that are converted at a time: torch computes in one thread below 32,768."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,24 @@ class SafetensorsFile:
         return flat.view(info.shape)
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Fill `out`, contiguous and of the tensor's dtype and size, without touching the map.
+        """Fill `out`, contiguous and of the tensor's size, in its own dtype, without touching the map.
 
-        Reading is faster than copying from the map, whose every page must be faulted in.
+        Reading is faster than copying from the map, whose every page must be faulted in. Several threads may.
         """
-        info = self.tensors[name]
-        rest = memoryview(out.view(-1).view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
-        place = info.start
+        info, flat = self.tensors[name], out.view(-1)
+        if out.dtype == info.dtype:
+            self._read(info.start, flat, name)
+            return
+        # By pieces that stay in a core's cache, and that torch converts without waking other threads.
+        piece, place = torch.empty(min(_PIECE, flat.numel()), dtype=info.dtype), info.start
+        for part in flat.split(_PIECE):
+            read = piece[: part.numel()]
+            self._read(place, read, name)
+            part.copy_(read)
+            place += read.nbytes
+
+    def _read(self, place: int, out: Tensor, name: str) -> None:
+        rest = memoryview(out.view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
         while rest:
             count = os.preadv(self._file.fileno(), [rest], place)
             if count == 0:

@@ -38,7 +38,10 @@ class Source(Protocol):
         ...
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Fill `out`, if its values lie in the file as they would lie there; returns whether they do."""
+        """Fill `out`, if its values lie in the file in the order that they have there; returns whether so.
+
+        Unlike the other methods, it may run in several threads.
+        """
         ...
 
 
@@ -78,8 +81,9 @@ class FolderSource:
         self._files[name].release(name)
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Straight from the file, where dtype and layout are the same."""
-        if out.device.type != "cpu" or out.dtype != self.dtype(name) or not out.is_contiguous():
+        """Straight from the file, where the layout is the same."""
+        real = self.dtype(name).is_floating_point
+        if out.device.type != "cpu" or not out.is_contiguous() or not real:
             return False
         self._files[name].read_into(name, out)
         return True

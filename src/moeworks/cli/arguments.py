@@ -2,21 +2,25 @@
 
 Every verb that takes a run is called as `VERB [PRESET] [options]`. PRESET is the first argument unless
 that begins with a hyphen; all others are options: those of the verb, and one for each field of the run's
-config by its dotted path (`--model.router.top-k 2`, or `top_k`), which override the preset.
+config by its dotted path (`--model.router.top-k 2`, or `top_k`), which override the preset. A part of the
+config that comes in several kinds is chosen by its path (`--model.router.choice expert-choice`), and then has
+the options of that kind (`--model.router.choice.capacity-factor 1.5`).
 """
 
 import contextlib
+import copy
 import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from moeworks.config.codec import unions_of_kinds
 from moeworks.config.presets import DEFAULT_PRESET, PRESETS, preset
 from moeworks.config.run import RunConfig
-from moeworks.errors import ConfigError
+from moeworks.errors import ConfigError, check, nearest
 
 Options = TypeVar("Options")
 
@@ -58,13 +62,14 @@ def parse(options_cls: type[Options], argv: list[str], prog: str) -> Parsed[Opti
     unknown option (with the nearest ones) and a value of a wrong type tyro prints and raises SystemExit.
     """
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    base = preset(name or DEFAULT_PRESET)
+    base, rest = _choose_kinds(preset(name or DEFAULT_PRESET), rest)
     command = _command(options_cls, base)
     description = (
         f"Arguments: [PRESET] [options]; PRESET is {' | '.join(PRESETS)} (default: {DEFAULT_PRESET})."
+        f" {_kinds_text()}"
     )
     with _own_errors():
-        # A mixer of another kind cannot be chosen by options; those of the preset's kind can be set.
+        # Kinds are chosen above: tyro sees the options of the chosen ones.
         parsed = tyro.cli(
             command, prog=prog, description=description, args=rest, config=(tyro.conf.AvoidSubcommands,)
         )
@@ -82,6 +87,44 @@ def _command(options_cls: type[Options], base: RunConfig) -> type:
         ],
         frozen=True,
     )
+
+
+def _choose_kinds(base: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:
+    """`base` with the kinds that `argv` chooses, and the arguments that are left."""
+    unions, rest = dict(unions_of_kinds(RunConfig)), []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        path = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or path not in unions:
+            rest.append(word)
+            continue
+        kind = (value if equals else next(words, "")).replace("-", "_")
+        members = unions[path]
+        check(kind in members, path, kind, nearest(kind, members))
+        base = _with_part(base, path.split("."), members[kind]())
+    return base, rest
+
+
+def _with_part(config: Any, path: list[str], part: object) -> Any:
+    """A copy of nested dataclasses with another `part` at `path`, which no rule has looked at yet.
+
+    The options that follow may make a config valid that is not while they have not been read.
+    """
+    name, *rest = path
+    changed = copy.copy(config)
+    value = _with_part(getattr(config, name), rest, part) if rest else part
+    object.__setattr__(changed, name, value)
+    return changed
+
+
+def _kinds_text() -> str:
+    """Which options choose kinds, for the help."""
+    texts = (
+        f"--{path.replace('_', '-')} {' | '.join(kind.replace('_', '-') for kind in members)}"
+        for path, members in unions_of_kinds(RunConfig)
+    )
+    return f"Kinds, which have options of their own: {'; '.join(texts)}."
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class GenerateOptions:
     model: tyro.conf.Positional[Path]
     """A run's folder or one of its checkpoints, a published checkpoint's folder, or a .gguf file."""
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    """The text to continue; several are continued as one batch."""
+    """The text to continue; several are continued as one batch, and what all begin with is read once."""
     max_new_tokens: int = 100
     """Tokens to write at most."""
     seed: int = 0
@@ -53,7 +53,10 @@ class GenerateOptions:
     system: str | None = None
     """With --chat: the system message."""
     speculative: bool = False
-    """Draft with the model's multi-token prediction layers: the same greedy text, sooner."""
+    """Draft with the model's multi-token prediction layers: the same greedy text, sooner. Several texts come
+    one after the other."""
+    draft_tokens: int | None = None
+    """With --speculative: drafts that are checked at a time; by default as many as there are such layers."""
     prefill_chunk: int = 2048
     """Prompts are read in pieces of so many tokens."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -84,8 +87,10 @@ def parse(argv: list[str]) -> GenerateOptions:
     sampling = options.generation({}).sampling
     check(options.chat or options.system is None, "system", options.system, "goes with --chat")
     if options.speculative:
-        check(len(options.prompts) == 1, "prompts", len(options.prompts), "--speculative takes one")
         check(sampling.temperature == 0, "temperature", sampling.temperature, "--speculative is greedy: 0")
         penalty = sampling.repetition_penalty
         check(penalty == 1, "repetition_penalty", penalty, "--speculative takes none")
+    drafts = options.draft_tokens
+    check(options.speculative or drafts is None, "draft_tokens", drafts, "goes with --speculative")
+    check(drafts is None or drafts >= 1, "draft_tokens", drafts, "must be at least 1")
     return options

@@ -9,6 +9,7 @@ from moeworks.cli.generate import GenerateOptions
 from moeworks.cli.models import load_model
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.generate.complete import Completion, complete, stream
+from moeworks.generate.prefix import PrefixCache, worth_sharing
 from moeworks.generate.speculative import Acceptance
 from moeworks.models.decoder import Decoder
 
@@ -20,15 +21,20 @@ def run(options: GenerateOptions) -> int:
     prompts = [_prompt_ids(tokenizer, options, text) for text in options.prompts]
     start = time.perf_counter()
     acceptance = Acceptance() if options.speculative else None
+    prefix = PrefixCache(model) if not options.speculative and worth_sharing(prompts) else None
     if len(prompts) == 1:
         completions = [_one(model, tokenizer, options, prompts[0], acceptance)]
+    elif acceptance is not None:
+        completions = [_ahead(model, tokenizer, options, ids, acceptance) for ids in prompts]
     else:
         config = options.generation(dict(tokenizer.sampling))
         seeds = range(options.seed, options.seed + len(prompts))
-        completions = complete(model, tokenizer, prompts, config, seeds=seeds)
+        completions = complete(model, tokenizer, prompts, config, seeds=seeds, prefix=prefix)
     seconds = time.perf_counter() - start
     if options.json:
-        print(json.dumps(_record(options, completions, seconds, acceptance), ensure_ascii=False, indent=2))
+        record = _record(options, completions, seconds, acceptance)
+        record["prompt_tokens_saved"] = 0 if prefix is None else prefix.saved_tokens
+        print(json.dumps(record, ensure_ascii=False, indent=2))
     elif len(prompts) > 1:
         _print_all(options, completions)
     if acceptance is not None and not options.json:
@@ -54,8 +60,9 @@ def _one(
     found: list[Completion] = []
     config = options.generation(dict(tokenizer.sampling))
     pieces = stream(
-        model, tokenizer, prompt_ids, config, seed=options.seed, acceptance=acceptance, done=found.append
-    )
+        model, tokenizer, prompt_ids, config, seed=options.seed, acceptance=acceptance,
+        draft_tokens=options.draft_tokens, done=found.append,
+    )  # fmt: skip
     if options.json:
         list(pieces)
     else:
@@ -68,6 +75,24 @@ def _one(
     return found[0]
 
 
+def _ahead(
+    model: Decoder,
+    tokenizer: ModelTokenizer,
+    options: GenerateOptions,
+    prompt_ids: list[int],
+    acceptance: Acceptance,
+) -> Completion:
+    """Continue one of several prompts: rows of a batch would part ways at their first wrong draft."""
+    found: list[Completion] = []
+    config = options.generation(dict(tokenizer.sampling))
+    pieces = stream(
+        model, tokenizer, prompt_ids, config, acceptance=acceptance, draft_tokens=options.draft_tokens,
+        done=found.append,
+    )  # fmt: skip
+    list(pieces)
+    return found[0]
+
+
 def _print_all(options: GenerateOptions, completions: list[Completion]) -> None:
     for number, (prompt, completion) in enumerate(zip(options.prompts, completions, strict=True), 1):
         print(f"--- {number} of {len(completions)}")
@@ -76,7 +101,11 @@ def _print_all(options: GenerateOptions, completions: list[Completion]) -> None:
 
 def _told(acceptance: Acceptance) -> str:
     counts = f"{acceptance.accepted} of {acceptance.drafted}"
-    return f"drafts accepted: {counts} ({acceptance.rate:.1%})"
+    told = f"drafts accepted: {counts} ({acceptance.rate:.1%})"
+    places = list(zip(acceptance.accepted_at, acceptance.drafted_at, strict=True))
+    if len(places) > 1:
+        told += "; by place: " + ", ".join(f"{taken / drafted:.1%}" for taken, drafted in places)
+    return told
 
 
 def _record(
@@ -101,4 +130,5 @@ def _record(
     if acceptance is not None:
         record["drafted"], record["accepted"] = acceptance.drafted, acceptance.accepted
         record["acceptance_rate"] = acceptance.rate
+        record["drafted_at"], record["accepted_at"] = acceptance.drafted_at, acceptance.accepted_at
     return record

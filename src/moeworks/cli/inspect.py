@@ -9,6 +9,7 @@ import tyro
 from moeworks.errors import ConfigError, check
 
 Format = Literal["html", "md", "json", "png"]
+_FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class InspectOptions:
     def kind(self) -> Format:
         """The format that was chosen."""
         ending = "" if self.out is None else self.out.suffix.removeprefix(".").lower()
-        by_name = next((kind for kind in get_args(Format) if kind == ending), "html")
+        by_name: Format = next((kind for kind in _FORMATS if kind == ending), "html")
         return self.format or by_name
 
 

@@ -55,6 +55,16 @@ VERBS: dict[str, Verb] = {
         "moeworks.cli.simulation",
         "what a cache, devices or speculation would do with a trace",
     ),
+    "lab": Verb(
+        "moeworks.cli.lab",
+        "moeworks.cli.labs",
+        "short experiments that settle claims about MoE models: lab list, run, report",
+    ),
+    "doctor": Verb(
+        "moeworks.cli.doctor",
+        "moeworks.cli.diagnosis",
+        "does this MoE do what it claims? named checks, also for transformers models",
+    ),
     "config": Verb(
         "moeworks.cli.config",
         "moeworks.cli.config",

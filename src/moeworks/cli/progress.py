@@ -1,5 +1,6 @@
 """What a training run shows while it runs: a live line on a terminal, plain lines elsewhere."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -9,8 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class TrainingDisplay:
     """Loss, speed, balance and time left; and a line for each validation."""
 
-    def __init__(self, console: Console, total_steps: int, start_step: int) -> None:
+    def __init__(
+        self, console: Console, total_steps: int, start_step: int, alarms: Mapping[str, Any] | None = None
+    ) -> None:
+        """`alarms` is Progress.alarms of a run that goes on."""
         self._console, self._total = console, total_steps
+        # Alarm, layer, domain.
+        self._alarms = {tuple(key.split("/", 2)) for key in (alarms or {}).get("active", ())}
         self._live: Progress | None = None
         if console.is_terminal:
             self._live = Progress(
@@ -41,8 +47,10 @@ class TrainingDisplay:
         if record["kind"] == "eval":
             text = f"step {record['step']}: validation {record['bits_per_byte']:.4f} bits per byte"
             self._console.print(text, highlight=False)
+        elif record["kind"] == "alarm":
+            self._alarm(record)
         elif record["kind"] == "train":
-            figures = training_figures(record)
+            figures = training_figures(record) + self._alarms_on()
             if self._live is not None:
                 self._live.update(self._task, figures=figures)
             else:
@@ -50,6 +58,30 @@ class TrainingDisplay:
                 self._console.print(
                     f"step {record['step']}/{self._total}  {figures}  {left}", highlight=False
                 )
+
+    def _alarm(self, record: dict[str, Any]) -> None:
+        keys = {(record["alarm"], str(layer), record["domain"]) for layer in record["layers"]}
+        self._alarms = self._alarms | keys if record["state"] == "raised" else self._alarms - keys
+        self._console.print(alarm_line(record), highlight=False, markup=False)
+
+    def _alarms_on(self) -> str:
+        names = sorted({name for name, _, _ in self._alarms})
+        return "".join(f"  ! {name.replace('_', ' ')}" for name in names)
+
+
+def alarm_line(record: dict[str, Any]) -> str:
+    """An alarm record in words: what, where, why, and what to do."""
+    name = record["alarm"].replace("_", " ")
+    layers = ", ".join(map(str, record["layers"]))
+    where = f"layer{'s' if len(record['layers']) > 1 else ''} {layers}"
+    if record["domain"]:
+        where += f", domain {record['domain']}"
+    if record["state"] == "ended":
+        return f"step {record['step']}: {name} is over ({where})"
+    return (
+        f"step {record['step']}: ALARM {name} ({where}): {record['text']}. Likely cause: {record['cause']}."
+        f" To do: {record['knob']}"
+    )
 
 
 def training_figures(record: dict[str, Any]) -> str:

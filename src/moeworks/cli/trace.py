@@ -15,7 +15,8 @@ class TraceOptions:
     """Record which experts a model chooses for every token of some texts, as one Parquet file."""
 
     model: tyro.conf.Positional[Path]
-    """A run's folder, or one of its checkpoints; with --dump another engine's file."""
+    """A run's folder, one of its checkpoints, a published checkpoint's folder, or a GGUF file; with --dump
+    another engine's file."""
     data: tuple[str, ...] = ()
     """Texts: files, folders, globs, 'stdlib:' or 'hf:NAME', as for training; the domains are theirs."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("trace.parquet")
@@ -23,7 +24,7 @@ class TraceOptions:
     max_tokens: int | None = None
     """Stop after about this many tokens; None reads all."""
     seq_len: int | None = None
-    """Longest context: longer documents are cut. None is what the model was trained with."""
+    """Longest context: longer documents are cut. None is what a run was trained with, or 2,048."""
     batch_size: int = 16
     """Sequences in one forward pass."""
     fields: tuple[LayerField, ...] = ("weights", "entropy", "margin")
@@ -32,6 +33,8 @@ class TraceOptions:
     """Field (jsonl) or column (parquet, Hugging Face) with the text."""
     domain_field: str | None = None
     """Field with the domain label; None labels by folders and file names."""
+    engine: Literal["auto", "moeworks", "transformers"] = "auto"
+    """Who runs the model; auto takes transformers for families that moeworks does not know."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
     dump: Literal["vllm", "sglang", "arrays"] | None = None
@@ -49,7 +52,8 @@ class TraceOptions:
 
 _CONVERSION = ("num_experts", "layers", "name")
 _RECORDING = (
-    "data", "max_tokens", "seq_len", "batch_size", "fields", "text_field", "domain_field", "device",
+    "data", "max_tokens", "seq_len", "batch_size", "fields", "text_field", "domain_field", "engine",
+    "device",
 )  # fmt: skip
 
 

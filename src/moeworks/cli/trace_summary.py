@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from moeworks.trace import RoutingTrace, validate_trace
+from moeworks.trace.block import filled_slots
 from moeworks.trace.sizes import bytes_per_assignment
 
 
@@ -18,6 +19,7 @@ def summarise_trace(path: Path, seconds: float, recording_share: float | None) -
     number = np.bincount(tokens.domain, minlength=len(tokens.domains))
     return {
         "trace": str(path),
+        "engine": header.engine,
         "tokens": trace.num_tokens,
         "documents": len(np.unique(tokens.document)),
         "sequences": len(np.unique(tokens.sequence)),
@@ -26,7 +28,7 @@ def summarise_trace(path: Path, seconds: float, recording_share: float | None) -
         "num_experts": header.num_experts,
         "top_k": header.top_k,
         "fields": list(header.fields),
-        "assignments": trace.num_tokens * header.top_k * len(header.layers),
+        "assignments": _assignments(trace),
         "bytes": path.stat().st_size,
         "id_bytes_per_assignment": bytes_per_assignment(path, "ids"),
         "seconds": seconds,
@@ -36,6 +38,13 @@ def summarise_trace(path: Path, seconds: float, recording_share: float | None) -
             for f in validate_trace(trace)
         ],
     }
+
+
+def _assignments(trace: RoutingTrace) -> int:
+    header = trace.header
+    if not header.empty_slots:
+        return trace.num_tokens * header.top_k * len(header.layers)
+    return sum(int(filled_slots(trace.ids(layer), header.num_experts).sum()) for layer in header.layers)
 
 
 def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
@@ -50,6 +59,7 @@ def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
         f"{summary['tokens']:,} tokens of {summary['documents']:,} documents,"
         f" {len(summary['layers'])} MoE layers of {summary['num_experts']} experts, top {summary['top_k']}",
         f"domains: {counts}",
+        f"computed by {summary['engine']}",
         f"{summary['trace']}: {size}",
     ]
     if share is not None:

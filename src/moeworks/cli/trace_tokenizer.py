@@ -3,9 +3,7 @@
 import hashlib
 from pathlib import Path
 
-import tokenizers
-
-from moeworks.data.model_tokenizer import read_backend, tokenizer_of
+from moeworks.data.model_tokenizer import Backend, read_backend, tokenizer_of
 from moeworks.data.pieces import Pieces
 from moeworks.errors import ConfigError, MoeworksError
 from moeworks.trace import TraceHeader
@@ -16,9 +14,10 @@ _ANY_SIZE = 1 << 31
 def find_pieces(header: TraceHeader, tokenizer: Path | None, model: Path | None) -> tuple[Pieces | None, str]:
     """The tokens' texts, and why there are none.
 
-    `tokenizer` or else `model` is where to look; without both the model that the trace names, as a path, where
-    it is still there. Raises ConfigError for a given one that is not the trace's by its fingerprint, and
-    DataError for one that cannot be read; one that only the trace names is left out with a reason.
+    `tokenizer` or else `model` is where to look; without both the path that the trace names its model
+    by, if it is still there. Raises ConfigError for a given one that is not the trace's by its
+    fingerprint, and DataError for one that cannot be read; one that only the trace names is left out
+    with a reason.
     """
     given = tokenizer or model
     if given is not None:
@@ -39,15 +38,15 @@ def find_pieces(header: TraceHeader, tokenizer: Path | None, model: Path | None)
     return Pieces(backend), ""
 
 
-def _fits(backend: tokenizers.Tokenizer, header: TraceHeader) -> bool:
+def _fits(backend: Backend, header: TraceHeader) -> bool:
     if header.tokenizer_fingerprint is None:
         return True
     return hashlib.sha256(backend.to_str().encode()).hexdigest() == header.tokenizer_fingerprint
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
-    """Of a tokenizer.json, of a folder that holds one, of a run's checkpoint, or of a GGUF file."""
-    if path.suffix == ".gguf":
+def _read(path: Path) -> Backend:
+    """Of a tokenizer.json, of a folder with one or a tokenizer.model, of a checkpoint, or of a GGUF file."""
+    if path.suffix == ".gguf" or (path / "tokenizer.model").is_file():
         return tokenizer_of(path, _ANY_SIZE).backend
     if not path.is_dir():
         return read_backend(path)

@@ -1,31 +1,24 @@
 """What `moeworks trace` does: texts to sequences, through the model, to the file."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from moeworks.checkpoint import read_checkpoint
 from moeworks.cli.dumps import convert
 from moeworks.cli.trace import TraceOptions
+from moeworks.cli.trace_engines import Engine, open_engine
 from moeworks.cli.trace_summary import print_trace_summary, summarise_trace
-from moeworks.config import CorpusConfig, RunConfig
-from moeworks.config.codec import from_dict
+from moeworks.config import CorpusConfig
 from moeworks.data.corpus import iter_documents
-from moeworks.data.model_tokenizer import run_tokenizer
-from moeworks.data.tokenizer import Tokenizer
+from moeworks.data.model_tokenizer import ModelTokenizer
 from moeworks.errors import check
-from moeworks.models.decoder import Decoder
-from moeworks.pretrained import find_checkpoint, load
 from moeworks.trace.block import token_columns
-from moeworks.trace.record import model_header, record
+from moeworks.trace.record import record
 from moeworks.trace.write import TraceWriter
 
 _WINDOW = 16
@@ -55,29 +48,15 @@ def run(options: TraceOptions) -> int:
     """Record or convert, validate, and print the summary."""
     if options.dump is not None:
         return convert(options)
-    has_device = options.device == "cpu" or torch.cuda.is_available()
-    check(has_device, "device", options.device, "torch finds no GPU here")
-    directory = find_checkpoint(options.model)
-    model = load(directory, device=options.device)
-    tokenizer = run_tokenizer(directory)
-    state = read_checkpoint(directory, verify=False).state
-    header = model_header(
-        model.config,
-        options.fields,
-        model=str(options.model),
-        model_fingerprint=_fingerprint(directory),
-        engine=f"moeworks {metadata.version('moeworks')}",
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        step=state["progress"]["step"],
-    )
-    seq_len = options.seq_len or from_dict(RunConfig, state["config"]).train.seq_len
-    limit = model.config.max_seq_len
-    check(seq_len <= limit, "seq_len", seq_len, f"exceeds model.max_seq_len = {limit}")
+    engine = open_engine(options)
+    seq_len = options.seq_len or engine.context
+    within = engine.limit is None or seq_len <= engine.limit
+    check(within, "seq_len", seq_len, f"exceeds model.max_seq_len = {engine.limit}")
     start, done = time.perf_counter(), _Progress()
-    with TraceWriter(options.out, header) as writer, _bar(options) as bar:
+    with TraceWriter(options.out, engine.header) as writer, _bar(options) as bar:
         task = bar.add_task("trace", total=options.max_tokens)
-        for batch in _batches(_sequences(options, tokenizer, seq_len), options.batch_size):
-            _record(model, batch, writer, done)
+        for batch in _batches(_sequences(options, engine.tokenizer, seq_len), options.batch_size):
+            _record(engine, batch, writer, done, options.device)
             bar.update(task, completed=done.tokens)
             if options.max_tokens is not None and done.tokens >= options.max_tokens:
                 break
@@ -87,17 +66,12 @@ def run(options: TraceOptions) -> int:
     return 0
 
 
-def _fingerprint(directory: Path) -> str:
-    """The sha256 of the checkpoint's file of checksums: it names the weights."""
-    return hashlib.sha256((directory / "checkpoint.json").read_bytes()).hexdigest()
-
-
-def _sequences(options: TraceOptions, tokenizer: Tokenizer, seq_len: int) -> Iterator[Sequence]:
-    """Documents in reading order, <|endoftext|> in front, cut into contexts of seq_len."""
+def _sequences(options: TraceOptions, tokenizer: ModelTokenizer, seq_len: int) -> Iterator[Sequence]:
+    """Documents in reading order, each after what texts begin with, cut into contexts of seq_len."""
     corpus = CorpusConfig(text_field=options.text_field, domain_field=options.domain_field)
     number = 0
     for document, item in enumerate(iter_documents(options.data, corpus)):
-        tokens = np.r_[tokenizer.end_of_text_id, tokenizer.encode(item.text)]
+        tokens = np.array([*tokenizer.prefix_ids, *tokenizer.encode(item.text)], dtype=np.int64)
         for start in range(0, len(tokens), seq_len):
             yield Sequence(tokens[start : start + seq_len], number, document, item.domain)
             number += 1
@@ -119,17 +93,16 @@ def _by_length(window: list[Sequence], size: int) -> Iterator[list[Sequence]]:
 
 
 @torch.no_grad()
-def _record(model: Decoder, batch: list[Sequence], writer: TraceWriter, done: _Progress) -> None:
+def _record(engine: Engine, batch: list[Sequence], writer: TraceWriter, done: _Progress, device: str) -> None:
     began = time.perf_counter()
-    device = next(model.parameters()).device
     rows, width = len(batch), len(batch[0].tokens)
     ids = np.zeros((rows, width), np.int64)
     valid = np.zeros((rows, width), np.bool_)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence.tokens)] = sequence.tokens
         valid[row, : len(sequence.tokens)] = True
-    output = model(torch.from_numpy(ids).to(device), valid_BL=torch.from_numpy(valid).to(device))
-    if device.type == "cuda":
+    routings = engine.route(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device))
+    if device == "cuda":
         torch.cuda.synchronize()
     recorded = time.perf_counter()
     names = sorted({sequence.domain for sequence in batch})
@@ -143,7 +116,7 @@ def _record(model: Decoder, batch: list[Sequence], writer: TraceWriter, done: _P
         valid=valid.reshape(-1),
         domains=names,
     )
-    writer.append(record(output.routings, tokens, writer.header))
+    writer.append(record(routings, tokens, writer.header))
     done.recording_seconds += time.perf_counter() - recorded
     done.forward_seconds += recorded - began
     done.tokens += int(valid.sum())

@@ -48,7 +48,8 @@ class _Session:
     def run(self) -> int:
         with ExitStack() as stack:
             trainer, sink = self._main_first(lambda: self._set_up(stack))
-            display = TrainingDisplay(self.console, self.config.train.steps, trainer.progress.step)
+            progress = trainer.progress
+            display = TrainingDisplay(self.console, self.config.train.steps, progress.step, progress.alarms)
             stack.enter_context(display)
             finished = train(trainer, self.directory, sink, self._callbacks(trainer, display))
         final = self._evaluate(trainer, None) if finished else None

@@ -1,6 +1,17 @@
 """Configs: frozen dataclasses without torch, how they are read and written, and what they count to."""
 
+from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
+from moeworks.config.choices import (
+    AssignmentChoice,
+    ChoiceConfig,
+    CustomChoice,
+    ExpertChoice,
+    SinkhornChoice,
+    ThresholdChoice,
+    TopKChoice,
+    TopPChoice,
+)
 from moeworks.config.mixers import (
     GatedDeltaConfig,
     GQAConfig,
@@ -24,9 +35,14 @@ from moeworks.config.rope import RopeConfig
 from moeworks.config.run import CorpusConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
+    "AlarmConfig",
+    "AssignmentChoice",
     "BalanceConfig",
     "CapacityConfig",
+    "ChoiceConfig",
     "CorpusConfig",
+    "CustomChoice",
+    "ExpertChoice",
     "ExpertsConfig",
     "GQAConfig",
     "GatedDeltaConfig",
@@ -44,5 +60,9 @@ __all__ = [
     "RouterConfig",
     "RunConfig",
     "SharedExpertsConfig",
+    "SinkhornChoice",
+    "ThresholdChoice",
+    "TopKChoice",
+    "TopPChoice",
     "TrainConfig",
 ]

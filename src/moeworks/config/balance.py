@@ -37,10 +37,11 @@ class BalanceConfig:
     """Router z-loss, mean squared logsumexp of the logits (ST-MoE eq. 5); its best value is 0."""
     num_devices: int = 1
     """Devices that hold equal, consecutive shares of the experts, for the two device losses."""
-    bias_rule: Literal["none", "sign", "proportional"] = "none"
-    """Loss-free balancing (Wang et al. 2024): move expert_bias once per optimizer step."""
+    bias_rule: Literal["none", "sign", "proportional", "quantile"] = "none"
+    """Move expert_bias once per optimizer step: loss-free balancing (Wang et al. 2024) by the sign or size of
+    the surplus; quantile: to the dual prices of the balanced assignment (quantile balancing)."""
     bias_rate: float = 1e-3
-    """Size u of one bias step."""
+    """Size u of one bias step; with quantile the share of the way that it goes, e.g. 0.1."""
     bias_recentre: bool = False
     """Keep the mean of expert_bias at 0."""
 
@@ -53,6 +54,12 @@ class BalanceConfig:
                 )
         check(self.num_devices >= 1, "balance.num_devices", self.num_devices, "must be at least 1")
         check(self.bias_rate > 0, "balance.bias_rate", self.bias_rate, "must be positive")
+        check(
+            self.bias_rule != "quantile" or self.bias_rate <= 1,
+            "balance.bias_rate",
+            self.bias_rate,
+            "must not exceed 1 with bias_rule = 'quantile': it is a share",
+        )
         for name in ("device_coef", "communication_coef"):
             check(
                 getattr(self, name) == 0 or self.num_devices > 1,

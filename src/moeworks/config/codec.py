@@ -1,6 +1,6 @@
 """Configs to and from JSON: strict about names and types, so a typo is an error and never a default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from types import GenericAlias
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -84,9 +84,23 @@ def _is_union_of_kinds(hint: Any) -> bool:
     )
 
 
+def unions_of_kinds(cls: type, path: str = "") -> Iterator[tuple[str, dict[str, type]]]:
+    """The fields of nested dataclasses that come in several kinds: dotted path, and dataclasses by kind."""
+    for name, hint in get_type_hints(cls).items():
+        here = _join(path, name)
+        if _is_union_of_kinds(hint):
+            yield here, _members(hint)
+        elif is_dataclass(hint):
+            yield from unions_of_kinds(cast(type, hint), here)
+
+
+def _members(hint: Any) -> dict[str, type]:
+    return {getattr(member, "kind"): member for member in get_args(hint)}  # noqa: B009
+
+
 def _union_member(hint: Any, data: object) -> Any:
     """The dataclass of the union `hint` that `data` is for: that of its `kind`, the first without one."""
-    kinds = {getattr(member, "kind"): member for member in get_args(hint)}  # noqa: B009
+    kinds = _members(hint)
     kind = data.get("kind", next(iter(kinds))) if isinstance(data, dict) else next(iter(kinds))
     return kinds.get(kind)
 
@@ -97,8 +111,8 @@ def _by_kind(hint: Any, converter: Converter) -> Hook:
     def structure(value: Any, _: Any) -> object:
         member = _union_member(hint, value)
         if member is None:
-            known = [get_args(get_type_hints(m)["kind"])[0] for m in get_args(hint)]
-            raise ConfigError(f"kind = {value['kind']!r}: unknown; {nearest(str(value['kind']), known)}")
+            kind = value["kind"]
+            raise ConfigError(f"kind = {kind!r}: unknown; {nearest(str(kind), _members(hint))}")
         return converter.structure(value, member)
 
     return structure

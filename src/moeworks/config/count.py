@@ -74,7 +74,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
         embedding=model.vocab_size * model.d_model,
         attention=sum(mixer.matrices + mixer.others for mixer in mixers),
         norms=model.num_layers * _layer_norms(model) + _norm(model) + sum(mixer.norms for mixer in mixers),
-        dense_mlp=(model.num_layers - moe_layers) * _dense_mlp(model),
+        dense_mlp=model.dense_blocks * _dense_mlp(model),
         router=moe_layers * _router(moe) + sum(mixer.router for mixer in mixers),
         experts=moe_layers * _experts(moe) + sum(mixer.experts for mixer in mixers),
         shared=moe_layers * _shared(moe),
@@ -182,7 +182,7 @@ def _lm_head(model: ModelConfig) -> int:
 
 def _mtp_layer(model: ModelConfig) -> int:
     """Two norms and a projection in front, a layer like the last one, and a norm behind."""
-    last = model.num_layers - 1
+    last = model.mtp_like
     mixer, moe = count_mixer(model.mixer(last), model.d_model), model.moe
     if last in model.moe_layers:
         feed_forward = _router(moe) + _experts(moe) + _shared(moe)
@@ -197,7 +197,7 @@ def _weights_beside_mixers(model: ModelConfig, *, training: bool) -> int:
     moe_layers = len(model.moe_layers)
     dense = _matrices(model.mlp.mlp_activation) * model.d_model * model.mlp.d_ff
     return (
-        (model.num_layers - moe_layers) * dense
+        model.dense_blocks * dense
         + moe_layers * _moe_weights_used(model.moe, training=training)
         + model.vocab_size * model.d_model
     )

@@ -62,23 +62,26 @@ def count_mixer(mixer: MixerConfig, d_model: int) -> MixerCount:
 
 def _gqa(mixer: GQAConfig, d_model: int) -> MixerCount:
     width = mixer.head_dim or d_model // mixer.num_heads
+    v_width = mixer.v_head_dim or width
     queries, keys = mixer.num_heads * width, mixer.num_kv_heads * width
-    biases = (queries + 2 * keys) * mixer.qkv_bias + d_model * mixer.output_bias
+    outputs, values = mixer.num_heads * v_width, mixer.num_kv_heads * v_width
+    biases = (queries + keys + values) * mixer.qkv_bias + d_model * mixer.output_bias
+    biases += outputs * mixer.output_gate * mixer.qkv_bias
     norms = {"head": 2 * width, "flat": queries + keys, "l2": 0}[mixer.qk_norm_kind] * mixer.qk_norm
     return MixerCount(
-        matrices=d_model * (queries * (2 + mixer.output_gate) + 2 * keys),
+        matrices=d_model * (queries + keys + values + outputs * (1 + mixer.output_gate)),
         others=biases + mixer.num_heads * mixer.sinks,
         norms=norms,
-        per_key=2 * queries,
+        per_key=queries + outputs,
         reach=mixer.window or mixer.chunk,
-        cached=2 * keys,
-        cached_expanded=2 * keys,
+        cached=keys + values,
+        cached_expanded=keys + values,
         cache_reach=mixer.window or mixer.chunk,
     )
 
 
 def _mla(mixer: MLAConfig, d_model: int) -> MixerCount:
-    heads, rank, index = mixer.num_heads, mixer.kv_lora_rank, mixer.indexer
+    heads, rank, index = mixer.num_heads, mixer.kv_lora_rank, mixer.own_indexer
     queries, values = heads * mixer.qk_head_dim, heads * mixer.v_head_dim
     latent = rank + mixer.rope_head_dim
     if mixer.q_lora_rank is None:
@@ -98,7 +101,7 @@ def _mla(mixer: MLAConfig, d_model: int) -> MixerCount:
         others=(biases + latent + d_model) * mixer.bias,
         norms=q_norm + rank + scorer_norm,
         per_key=queries + values,
-        reach=None if index is None else index.top_k,
+        reach=None if mixer.indexer is None else mixer.indexer.top_k,
         scorer_per_key=scorer_per_key,
         cached=latent + index_key,
         cached_expanded=queries + values + index_key,
@@ -108,12 +111,14 @@ def _mla(mixer: MLAConfig, d_model: int) -> MixerCount:
 
 def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> MixerCount:
     keys, values, heads = mixer.key_width, mixer.value_width, mixer.num_value_heads
-    channels = 2 * keys + values
+    channels, rank = 2 * keys + values, mixer.latent_rank
     state = heads * mixer.key_head_dim * mixer.value_head_dim
+    controls = values + mixer.num_decays
     return MixerCount(
-        # Queries, keys, values, the gate of the output; a decay and a step size per head; the output.
-        matrices=d_model * (channels + values + 2 * heads) + values * d_model,
-        others=channels * mixer.conv_kernel + 2 * heads,
+        # Queries, keys, values; the gate of the output and the decays; a step size per head; the output.
+        matrices=d_model * (channels + heads + values)
+        + (d_model * controls if rank is None else rank * (2 * d_model + controls)),
+        others=channels * mixer.conv_kernel + mixer.num_decays + heads,
         norms=mixer.value_head_dim,
         # What the state holds for the key, the update, what it holds for the query.
         per_token=3 * state,

@@ -16,6 +16,9 @@ class LayerPatternConfig:
     """Of the rest every n-th is a MoE, counted so that the n-th is the first (Qwen's decoder_sparse_step)."""
     explicit: tuple[int, ...] | None = None
     """The MoE layers by index; overrides the two above. An empty list makes a dense model."""
+    shortcut: bool = False
+    """A MoE layer has its dense block too. The MoE reads what that reads, and its output joins the stream
+    after the next layer, so that experts may compute beside it (LongCat-Flash, section 2.2)."""
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the MoE layers of a model with `num_layers` layers, ascending."""
@@ -23,6 +26,24 @@ class LayerPatternConfig:
             return tuple(sorted(self.explicit))
         rest = range(self.first_dense, num_layers)
         return tuple(i for n, i in enumerate(rest, 1) if n % self.every == 0)
+
+    def check_shortcut(self, num_layers: int, placement: str) -> None:
+        """Raise ConfigError where a model of this depth and these norms cannot have the shortcut."""
+        if not self.shortcut:
+            return
+        last = num_layers - 1
+        check(
+            last not in self.moe_layers(num_layers),
+            "model.pattern.shortcut",
+            True,
+            f"the MoE of layer {last}, the last one, would have no later layer to join the stream after",
+        )
+        check(
+            placement == "pre",
+            "model.pattern.shortcut",
+            True,
+            f"needs norm.placement = 'pre', which is {placement!r}",
+        )
 
     def __post_init__(self) -> None:
         check(self.first_dense >= 0, "pattern.first_dense", self.first_dense, "must not be negative")

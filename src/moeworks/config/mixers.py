@@ -5,6 +5,7 @@ layers (ModelConfig.attention), or several and a list of which layer has which.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,8 @@ class GQAConfig:
     """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
     head_dim: int | None = None
     """Width of one head; None means d_model / num_heads."""
+    v_head_dim: int | None = None
+    """Width of a value; None means that of a query (MiMo-V2-Flash has narrower ones)."""
     qk_norm: bool = True
     """Normalise queries and keys."""
     qk_norm_kind: Literal["head", "flat", "l2"] = "head"
@@ -38,6 +41,8 @@ class GQAConfig:
     """Clamp queries, keys and values to this magnitude (OLMoE, DBRX)."""
     softmax_scale: float | None = None
     """Multiplies the scores; None means head_dim^-0.5."""
+    value_scale: float = 1.0
+    """Multiplies the values (MiMo-V2-Flash)."""
     score_softcap: float | None = None
     """Scores become cap * tanh(score / cap) (Grok-1)."""
     window: int | None = None
@@ -68,10 +73,12 @@ class GQAConfig:
         )
         _check_head_dim(self.head_dim)
         _check_theta(self.rope_theta)
+        scale = self.value_scale
+        check(0 < scale < math.inf, "attention.value_scale", scale, "must be positive and finite")
         for name in ("qkv_clip", "softmax_scale", "score_softcap"):
             value = getattr(self, name)
             check(value is None or value > 0, f"attention.{name}", value, "must be positive, or None")
-        for name in ("window", "chunk", "temperature_floor"):
+        for name in ("window", "chunk", "temperature_floor", "v_head_dim"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"attention.{name}", value, "must be at least 1, or None")
         check(
@@ -100,6 +107,8 @@ class IndexerConfig:
     """Keys that a query keeps."""
     rope_style: Literal["half", "interleaved"] = "half"
     """Pairs of the scorer's rotation, which may differ from the attention's own."""
+    shared: bool = False
+    """Have no scorer, and take the keys that the nearest earlier layer which has one chose (GLM-5.2)."""
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "top_k"):
@@ -128,10 +137,17 @@ class MLAConfig:
     """Epsilon of the latents' RMSNorms: published models use 1e-6 whatever their norm_eps."""
     bias: bool = False
     """Biases on the projections into the latents and on the output projection."""
+    scale_latents: bool = False
+    """Multiply queries by sqrt(d_model / q_lora_rank) and the latent of keys and values by
+    sqrt(d_model / kv_lora_rank), so that their variances are those without latents (LongCat-Flash)."""
     softmax_scale: float | None = None
     """Multiplies the scores; None means (nope_head_dim + rope_head_dim)^-0.5, times YaRN's mscale squared."""
     indexer: IndexerConfig | None = None
     """Sparse attention over the keys that a scorer chooses; None sees all of them."""
+    temperature_floor: int | None = None
+    """Mistral 4: queries grow with log(1 + floor(position / this))."""
+    temperature_scale: float = 0.1
+    """By how much they grow."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = field(default_factory=lambda: RopeConfig(style="interleaved"))
@@ -155,6 +171,16 @@ class MLAConfig:
             self.indexer,
             f"needs q_lora_rank, and heads at least as wide as rope_head_dim = {width}",
         )
+        check(
+            not self.scale_latents or self.q_lora_rank is not None,
+            "attention.scale_latents",
+            self.scale_latents,
+            "needs q_lora_rank",
+        )
+        floor = self.temperature_floor
+        check(
+            floor is None or floor >= 1, "attention.temperature_floor", floor, "must be at least 1, or None"
+        )
         _check_theta(self.rope_theta)
         check(self.latent_eps > 0, "attention.latent_eps", self.latent_eps, "must be positive")
 
@@ -162,6 +188,11 @@ class MLAConfig:
     def qk_head_dim(self) -> int:
         """Width of a query."""
         return self.nope_head_dim + self.rope_head_dim
+
+    @property
+    def own_indexer(self) -> IndexerConfig | None:
+        """The indexer if this layer has the weights of one."""
+        return None if self.indexer is None or self.indexer.shared else self.indexer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +211,20 @@ class GatedDeltaConfig:
     """Width of a value: the columns of a state."""
     conv_kernel: int = 4
     """Positions that the causal convolution before the recurrence sees."""
+    decay: Literal["head", "channel"] = "head"
+    """One decay per value head, or one per row of its state (Kimi delta attention)."""
+    latent_rank: int | None = None
+    """Decays and the output's gate come from latents of this width; None: from the input itself."""
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    """Of the output's gate."""
     mask_documents: bool = True
     """In packed batches the state starts anew at a document boundary."""
 
     def __post_init__(self) -> None:
         for name in ("num_key_heads", "key_head_dim", "value_head_dim", "conv_kernel"):
             check(getattr(self, name) >= 1, f"attention.{name}", getattr(self, name), "must be at least 1")
+        rank = self.latent_rank
+        check(rank is None or rank >= 1, "attention.latent_rank", rank, "must be at least 1, or None")
         values = self.num_value_heads
         check(
             values >= 1 and values % self.num_key_heads == 0,
@@ -203,6 +242,11 @@ class GatedDeltaConfig:
     def value_width(self) -> int:
         """All values of a token."""
         return self.num_value_heads * self.value_head_dim
+
+    @property
+    def num_decays(self) -> int:
+        """All decays of a token."""
+        return self.num_value_heads * (self.key_head_dim if self.decay == "channel" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +288,22 @@ class MixtureOfAttentionConfig:
 
 MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
 """Any of them."""
+
+
+def check_shared_indexers(mixer_of_layers: Iterable[MixerConfig]) -> None:
+    """A layer that shares an indexer's choice needs an earlier layer that makes it. Raises ConfigError."""
+    own: int | None = None
+    for layer, mixer in enumerate(mixer_of_layers):
+        index = mixer.indexer if isinstance(mixer, MLAConfig) else None
+        if index is None:
+            continue
+        check(
+            not index.shared or own == index.top_k,
+            "attention.indexer.shared",
+            True,
+            f"layer {layer} needs an earlier layer with an indexer of its own and top_k = {index.top_k}",
+        )
+        own = own if index.shared else index.top_k
 
 
 def _check_theta(theta: float) -> None:

@@ -1,8 +1,8 @@
 """The shape of a decoder, as frozen dataclasses without torch.
 
 A model is orthogonal groups (mixers, norms, mlp, router, experts, shared, capacity) under one ModelConfig;
-a model family is a choice of values. The mixers are in mixers.py. MoEConfig is the flat union of the groups
-that make up one MoE layer: it inherits their fields, so each field has one home.
+a model family is a choice of values. Mixers are in mixers.py, routers in router.py. MoEConfig is the flat
+union of the groups that make up one MoE layer: it inherits their fields, so each field has one home.
 """
 
 import math
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.layout import LayerPatternConfig, NormConfig
-from moeworks.config.mixers import GQAConfig, MixerConfig
+from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig, check_shared_indexers
+from moeworks.config.router import RouterConfig
 from moeworks.errors import check
 
 Activation = Literal["swiglu", "geglu", "relu", "gelu", "relu2", "geglu_tanh", "clamped_swiglu"]
 GATED: frozenset[str] = frozenset({"swiglu", "geglu", "geglu_tanh", "clamped_swiglu"})
-Score = Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,120 +31,6 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         check(self.d_ff >= 1, "mlp.d_ff", self.d_ff, "must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterConfig:
-    """How a token chooses its experts. The router computes in float32 whatever the model's dtype."""
-
-    num_experts: int = 8
-    """Routed experts with weights (E)."""
-    top_k: int = 2
-    """Experts per token (K)."""
-    num_identity_experts: int = 0
-    """Extra routes that return the token itself (zero-computation experts, LongCat-Flash section 2.1)."""
-    num_zero_experts: int = 0
-    """Extra routes that return nothing."""
-    score: Score = "softmax"
-    """From router_logits to router_probs."""
-    score_order: Literal["before_top_k", "after_top_k"] = "before_top_k"
-    """Score all experts and then choose, or choose by logits and score the chosen (softmax, sigmoid)."""
-    renormalize: bool = True
-    """Divide the chosen probabilities by their sum."""
-    renormalize_eps: float = 1e-20
-    """Added to that sum: sigmoid scores can underflow to 0."""
-    routing_scale: float = 1.0
-    """Multiplies the routing weights (DeepSeek's routed_scaling_factor)."""
-    weights_on: Literal["output", "input"] = "output"
-    """Multiply the expert's output (usual) or its input (Llama 4) by the routing weight."""
-    router_bias: bool = False
-    """A trained bias on the router's logits (gpt-oss)."""
-    selection_bias: bool = False
-    """Keep an expert_bias that enters the choice of experts and never their weights (loss-free balancing)."""
-    num_groups: int = 1
-    """Groups of experts for group-limited routing (DeepSeek-V2, V3); 1 switches it off."""
-    top_k_groups: int = 1
-    """Groups that a token may use."""
-    group_score: Literal["max", "top2_sum"] = "top2_sum"
-    """A group's score: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
-    input_jitter: float = 0.0
-    """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
-    noisy_top_k: bool = False
-    """In training add N(0, 1) * softplus(x W_noise) to the logits (Shazeer et al. 2017, section 2.1)."""
-    sparsemixer_eps: float = 0.01
-    """sparsemixer: experts whose logit is relatively 2 * eps below the best one's leave the softmax."""
-
-    @property
-    def num_routes(self) -> int:
-        """Choices that a token has: routed, identity and zero experts, in this order of ids."""
-        return self.num_experts + self.num_identity_experts + self.num_zero_experts
-
-    def __post_init__(self) -> None:
-        check(self.num_experts >= 1, "router.num_experts", self.num_experts, "must be at least 1")
-        for name in ("num_identity_experts", "num_zero_experts"):
-            check(getattr(self, name) >= 0, f"router.{name}", getattr(self, name), "must not be negative")
-        check(
-            1 <= self.top_k <= self.num_routes,
-            "router.top_k",
-            self.top_k,
-            f"must lie between 1 and the number of experts, {self.num_routes}",
-        )
-        check(
-            self.score_order == "before_top_k" or self.score in ("softmax", "sigmoid"),
-            "router.score_order",
-            self.score_order,
-            f"is for softmax and sigmoid, the score is {self.score}",
-        )
-        check(
-            self.score != "sparsemixer"
-            or (self.top_k == 2 and not self.selection_bias and not self.renormalize),
-            "router.score",
-            self.score,
-            "needs top_k = 2, and neither selection_bias nor renormalize",
-        )
-        check(
-            self.top_k > 1
-            or self.num_routes == 1
-            or not (self.renormalize or (self.score_order == "after_top_k" and self.score == "softmax")),
-            "router.top_k",
-            1,
-            "with renormalize or score_order = 'after_top_k' every routing weight is 1 and the router gets no"
-            " gradient; set router.renormalize to False and score_order to 'before_top_k'",
-        )
-        check(
-            self.renormalize_eps >= 0,
-            "router.renormalize_eps",
-            self.renormalize_eps,
-            "must not be negative",
-        )
-        scale = self.routing_scale
-        check(0 < scale < math.inf, "router.routing_scale", scale, "must be positive and finite")
-        check(0 <= self.input_jitter < 1, "router.input_jitter", self.input_jitter, "must lie in [0, 1)")
-        self._check_groups()
-
-    def _check_groups(self) -> None:
-        groups, keep, routes = self.num_groups, self.top_k_groups, self.num_routes
-        check(
-            groups >= 1 and routes % groups == 0,
-            "router.num_groups",
-            groups,
-            f"must divide the number of experts, {routes}",
-        )
-        check(
-            1 <= keep <= groups, "router.top_k_groups", keep, f"must lie between 1 and num_groups = {groups}"
-        )
-        check(
-            self.top_k <= keep * (routes // groups),
-            "router.top_k",
-            self.top_k,
-            f"exceeds the {keep * (routes // groups)} experts in top_k_groups = {keep} groups",
-        )
-        check(
-            groups == 1 or self.group_score == "max" or routes // groups >= 2,
-            "router.group_score",
-            self.group_score,
-            "needs at least two experts in a group",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +95,9 @@ class CapacityConfig:
     """The same in evaluation."""
     min_capacity: int = 1
     """A lower bound on that limit; the number of tokens is the upper one."""
-    drop_policy: Literal["position", "probability"] = "position"
-    """Over the limit, later tokens go first, or those with the smallest routing probability."""
+    drop_policy: Literal["position", "probability", "batch_priority"] = "position"
+    """Over the limit, later tokens go first, or the smallest routing probabilities, or later choices and
+    then the tokens whose best probability is smallest (Riquelme et al. 2021)."""
 
     def __post_init__(self) -> None:
         for name in ("capacity_factor", "eval_capacity_factor"):
@@ -222,6 +109,13 @@ class CapacityConfig:
                 "must be positive, or None for dropless",
             )
         check(self.min_capacity >= 1, "capacity.min_capacity", self.min_capacity, "must be at least 1")
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        """Why a token's experts depend on later tokens; None where they do not."""
+        limited = (self.capacity_factor if training else self.eval_capacity_factor) is not None
+        if not limited or self.drop_policy == "position":
+            return None
+        return "over capacity a token loses its expert to later ones with a greater probability"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +208,21 @@ class ModelConfig:
         return (self.attention, *self.mixers)[choice]
 
     @property
+    def mtp_like(self) -> int:
+        """The layer that multi-token prediction layers are like: the last one that needs no earlier one."""
+
+        def shares(layer: int) -> bool:
+            mixer = self.mixer(layer)
+            return isinstance(mixer, MLAConfig) and mixer.indexer is not None and mixer.indexer.shared
+
+        return next(layer for layer in reversed(range(self.num_layers)) if not shares(layer))
+
+    @property
+    def dense_blocks(self) -> int:
+        """How many layers have a dense block."""
+        return self.num_layers - (0 if self.pattern.shortcut else len(self.moe_layers))
+
+    @property
     def mixer_of_layers(self) -> tuple[MixerConfig, ...]:
         """The mixer of each layer."""
         return tuple(self.mixer(layer) for layer in range(self.num_layers))
@@ -340,6 +249,7 @@ class ModelConfig:
             layers,
             f"names a layer outside 0 .. {self.num_layers - 1}",
         )
+        self.pattern.check_shortcut(self.num_layers, self.norm.placement)
 
     def _check_mixers(self) -> None:
         for mixer in (self.attention, *self.mixers):
@@ -358,6 +268,7 @@ class ModelConfig:
             chosen,
             f"names a mixer outside 0 .. {len(self.mixers)}",
         )
+        check_shared_indexers(self.mixer_of_layers)
 
     def _check_gqa(self, mixer: GQAConfig) -> None:
         heads = mixer.num_heads

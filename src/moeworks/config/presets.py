@@ -133,6 +133,12 @@ def dense_twin(config: RunConfig) -> RunConfig:
 
 def _twin_block(model: ModelConfig) -> MLPConfig:
     moe = model.moe
+    check(
+        not model.pattern.shortcut,
+        "model.pattern.shortcut",
+        True,
+        "has no dense twin: its MoE layers have a dense block beside the MoE",
+    )
     block = MLPConfig(
         d_ff=moe.top_k * moe.d_expert + moe.shared_width,
         mlp_activation=moe.activation,

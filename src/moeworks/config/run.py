@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.model import ModelConfig
 from moeworks.errors import check
@@ -158,6 +159,7 @@ class RunConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -170,6 +172,7 @@ class RunConfig:
             f"exceeds model.max_seq_len = {self.model.max_seq_len}",
         )
         self._check_balance()
+        self._check_validation()
 
     def _check_balance(self) -> None:
         router, balance = self.model.router, self.balance
@@ -180,10 +183,22 @@ class RunConfig:
             "needs model.router.selection_bias = True: there is no expert_bias to move",
         )
         check(
+            balance.bias_rule != "quantile" or router.num_groups == 1,
+            "balance.bias_rule",
+            balance.bias_rule,
+            f"needs model.router.num_groups = 1, not {router.num_groups}: prices know no groups",
+        )
+        check(
             balance.load_coef == 0 or router.noisy_top_k,
             "balance.load_coef",
             balance.load_coef,
             "needs model.router.noisy_top_k = True: the smooth load is a probability over that noise",
+        )
+        check(
+            balance.load_coef == 0 or (router.choice.kind == "top_k" and router.noise_steps is None),
+            "balance.load_coef",
+            balance.load_coef,
+            "needs model.router.choice = top_k, and noise_steps = None: noise that ends has no smooth load",
         )
         check(
             router.num_routes % balance.num_devices == 0,
@@ -196,4 +211,16 @@ class RunConfig:
             "balance.num_devices",
             balance.num_devices,
             f"must equal router.num_groups = {router.num_groups}: its groups are the devices",
+        )
+
+    def _check_validation(self) -> None:
+        """Validation predicts each token from those before it: experts must not depend on later ones."""
+        router, capacity = self.model.router, self.model.capacity
+        if not self.model.moe_layers:
+            return
+        ahead = router.choice.looks_ahead(training=False)
+        check(ahead is None, "model.router.choice", router.choice.kind, f"cannot be validated: {ahead}")
+        ahead = capacity.looks_ahead(training=False)
+        check(
+            ahead is None, "model.capacity.drop_policy", capacity.drop_policy, f"cannot be validated: {ahead}"
         )

@@ -31,7 +31,8 @@ class Rule:
     """One published tensor."""
 
     theirs: str
-    """Its name, within a layer or within the model. {e} runs over the experts, in numerical order."""
+    """Its name, within a layer or within the model. {e} runs over the experts, in numerical order; {s} is the
+    place of a layer among those that make one published layer."""
     ours: str | tuple[str, ...]
     """The names of our tensors; with {e} in `theirs`, expert e's part of each."""
     view: View | None = None
@@ -65,6 +66,8 @@ class WeightMap:
 
     layer_prefix: str = "model.layers.{i}."
     """Before the names of a layer's tensors; {i} is its number."""
+    layers_in_one: int = 1
+    """Layers of ours that make one of the published numbers (LongCat-Flash: 2)."""
     top: Rules
     """Tensors outside the layers."""
     layer: Rules
@@ -72,6 +75,6 @@ class WeightMap:
     mtp: Rules = ()
     """Further tensors of a multi-token prediction layer, which is numbered after the others."""
     ignored: tuple[str, ...] = ()
-    """Patterns (fnmatch) of tensors that carry nothing of their own."""
+    """Patterns (fnmatch) of tensors that carry nothing of their own; {n} is the number of layers."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Beginnings of names that some releases put in the place of others, as (theirs, usual)."""

@@ -1,5 +1,6 @@
 """The tokenizer that belongs to a model on disk: of a run, of a published checkpoint, or of a GGUF file."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,13 @@ from moeworks.checkpoint.source import read_json
 from moeworks.config.generate import SamplingConfig
 from moeworks.data.chat import render_chat
 from moeworks.data.gguf_tokenizer import read_gguf_tokenizer
+from moeworks.data.sentencepiece_tokenizer import SentencePieceTokenizer, read_sentencepiece
 from moeworks.data.tokenizer import Tokenizer, load_tokenizer
 from moeworks.errors import CheckpointError, ConfigError, DataError, check
 from moeworks.pretrained import find_checkpoint, published_config
+
+Backend = tokenizers.Tokenizer | SentencePieceTokenizer
+Json = dict[str, Any]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -24,7 +29,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 class ModelTokenizer:
     """Text to what a model reads, and back."""
 
-    backend: tokenizers.Tokenizer
+    backend: Backend
     start_ids: tuple[int, ...] = ()
     """Tokens that every text begins with."""
     stop_ids: tuple[int, ...] = ()
@@ -35,6 +40,11 @@ class ModelTokenizer:
     """bos_token, eos_token …: what chat templates know by these names."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingConfig that the model's makers recommend (generation_config.json)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides about ids."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text` alone; special tokens that it spells out are ordinary text."""
@@ -137,8 +147,8 @@ def _of_gguf(path: Path) -> ModelTokenizer:
 
 
 def _of_published(folder: Path) -> ModelTokenizer:
-    backend = read_backend(folder / "tokenizer.json")
     config = _optional_json(folder / "tokenizer_config.json")
+    backend, config = _backend(folder, config)
     named = {name: text for name in _NAMED if (text := _content(config.get(name))) is not None}
     return ModelTokenizer(
         backend,
@@ -150,13 +160,24 @@ def _of_published(folder: Path) -> ModelTokenizer:
     )
 
 
+def _backend(folder: Path, config: Json) -> tuple[Backend, Json]:
+    """The tokenizer, and its tokenizer_config.json with what that leaves to the model file."""
+    path, model = folder / "tokenizer.json", folder / "tokenizer.model"
+    if path.is_file() or not model.is_file():
+        return read_backend(path), config
+    backend = read_sentencepiece(folder, config)
+    given = {key: value for key, value in config.items() if value is not None}
+    # As transformers' tokenizers of such files do, texts begin with BOS unless the config says otherwise.
+    return backend, {"add_bos_token": True, **backend.special_tokens, **given}
+
+
 def read_backend(path: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, without padding and truncation. Raises DataError."""
     try:
         backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: missing; the folder has no tokenizer of this kind. transformers makes one of others:"
+            f"{path}: missing, and there is no tokenizer.model; transformers makes one of other kinds:"
             " AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         ) from error
     except OSError as error:
@@ -178,9 +199,7 @@ def _content(token: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _start_ids(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]
-) -> tuple[int, ...]:
+def _start_ids(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> tuple[int, ...]:
     """What tokenizer.json puts before a text, or else the BOS token that tokenizer_config.json asks for."""
     if config.get("add_bos_token") is False:
         return ()
@@ -193,7 +212,7 @@ def _start_ids(
     return (bos,) if config.get("add_bos_token") is True and bos is not None else ()
 
 
-def _stop_ids(folder: Path, backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> tuple[int, ...]:
+def _stop_ids(folder: Path, backend: Backend, named: Mapping[str, str]) -> tuple[int, ...]:
     """The ends that generation_config.json names, or else config.json; and the tokenizer's own."""
     stops: list[int] = []
     for name in ("generation_config.json", "config.json"):

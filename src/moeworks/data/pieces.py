@@ -4,8 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-import tokenizers
-
+from moeworks.data.model_tokenizer import Backend
 from moeworks.data.tokenizer import BYTE_CHARACTERS
 
 _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
@@ -18,12 +17,13 @@ CONTINUES = "◦"
 class Pieces:
     """The bytes of the tokens of one tokenizer.
 
+    >>> import tokenizers
     >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<0xC3>": 0, "▁a": 1}, []))
     >>> Pieces(backend).of([0, 1, 7])
     [b'\\xc3', b' a', None]
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._special = set(backend.get_added_tokens_decoder())
         self._byte_level = '"ByteLevel"' in _decoder(backend)
@@ -45,7 +45,7 @@ class Pieces:
         return piece.replace(_WORD_START, " ").encode("utf-8", "replace")
 
 
-def _decoder(backend: tokenizers.Tokenizer) -> str:
+def _decoder(backend: Backend) -> str:
     return json.dumps(json.loads(backend.to_str()).get("decoder"))
 
 

@@ -101,6 +101,8 @@ def _add_counts(counts_MlE: Tensor, routings: Sequence[Routing], batch: Batch) -
     num_domains, _, experts = counts_MlE.shape
     for layer, routing in enumerate(routings):
         ids_TK = routing.expert_ids_TK + domains_T1 * experts
+        if routing.filled_TK is not None:
+            ids_TK = ids_TK.masked_fill(~routing.filled_TK, num_domains * experts)
         flat = count_assignments(ids_TK, num_domains * experts, batch.valid_BL.flatten())
         counts_MlE[:, layer] += flat.view(num_domains, experts)
 

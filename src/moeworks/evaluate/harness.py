@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from moeworks.config.generate import GenerationConfig, SamplingConfig
@@ -40,7 +41,7 @@ def evaluate_tasks(
     data cannot be had.
     """
     lm_eval = require("lm_eval", extra="lm-eval")
-    known = require("lm_eval.tasks", extra="lm-eval").TaskManager()
+    known = _known_tasks()
     unknown = [task for task in tasks if not known.match_tasks([task])]
     if unknown:
         raise ConfigError(f"tasks = {unknown[0]!r}: lm-eval has no such task; `lm-eval ls tasks` names them")
@@ -55,6 +56,12 @@ def evaluate_tasks(
     except Exception as error:  # of many libraries below it
         raise DataError(f"lm-eval: {type(error).__name__}: {error}") from error
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
+
+
+@cache
+def _known_tasks() -> Any:
+    """lm-eval's index of its tasks, which takes seconds to make."""
+    return require("lm_eval.tasks", extra="lm-eval").TaskManager()
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from moeworks.families import (
     deepseek_v32,
     dots1,
     ernie4_5_moe,
+    exaone_moe,
     flex_olmo,
     glm4_moe,
     glm4_moe_lite,
@@ -29,11 +30,17 @@ from moeworks.families import (
     granitemoe,
     grok1,
     hunyuan_v1_moe,
+    hy_v3,
     jetmoe,
+    kimi_linear,
     llama,
     llama4,
+    longcat_flash,
+    mellum,
+    mimo_v2_flash,
     minicpm_moe,
     minimax_m2,
+    mistral4,
     mixtral,
     olmoe,
     phimoe,
@@ -48,10 +55,11 @@ from moeworks.families.base import Family
 FAMILIES: tuple[Family, ...] = tuple(
     module.FAMILY
     for module in (
-        afmoe, dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, flex_olmo,
-        glm4_moe, glm4_moe_lite, glm_moe_dsa, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, jetmoe, llama,
-        llama4, minicpm_moe, minimax_m2, mixtral, olmoe, phimoe, qwen2_moe, qwen3_5_moe, qwen3_moe,
-        qwen3_next, solar_open,
+        afmoe, dbrx, deepseek_v1, deepseek_v2, deepseek_v3, deepseek_v32, dots1, ernie4_5_moe, exaone_moe,
+        flex_olmo, glm4_moe, glm4_moe_lite, glm_moe_dsa, gpt_oss, granitemoe, grok1, hunyuan_v1_moe, hy_v3,
+        jetmoe, kimi_linear, llama, llama4, longcat_flash, mellum, mimo_v2_flash, minicpm_moe,
+        minimax_m2, mistral4, mixtral, olmoe, phimoe, qwen2_moe, qwen3_5_moe, qwen3_moe, qwen3_next,
+        solar_open,
     )
 )  # fmt: skip
 """All of them."""

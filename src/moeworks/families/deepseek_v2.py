@@ -1,4 +1,8 @@
-"""DeepSeek-V2 and V2-Lite (DeepSeek-AI 2024): latent attention, softmax scores, device-limited routing."""
+"""DeepSeek-V2 and V2-Lite (DeepSeek-AI 2024): latent attention, softmax scores, device-limited routing.
+
+No release sets norm_topk_prob. Where a config does, weights are divided by their sum as in DeepSeek's code;
+transformers 5 ignores the key.
+"""
 
 from moeworks.config.mixers import MLAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
@@ -17,6 +21,14 @@ def _read(config: Json, draft: Json) -> None:
     groups = config.pop("n_group", None) or 1, config.pop("topk_group", None) or 1
     if method != "greedy":
         draft["router"] |= {"num_groups": groups[0], "top_k_groups": groups[1]}
+    router = draft["router"]
+    check(
+        not router["renormalize"] or router["routing_scale"] == 1,
+        "norm_topk_prob",
+        True,
+        f"goes not with routed_scaling_factor = {router['routing_scale']}: of DeepSeek's own releases of this"
+        " model's code one drops the factor then and one applies it",
+    )
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -55,18 +67,17 @@ FAMILY = Family(
         *MLA,
         Field("n_routed_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
+        Field("norm_topk_prob", "router.renormalize", False),
         Field("routed_scaling_factor", "router.routing_scale", 1.0),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
         Field("n_shared_experts", "shared.num_shared_experts", 0),
         Field("first_k_dense_replace", "pattern.first_dense", 0),
     ),
-    # Readers disagree about norm_topk_prob = true: transformers ignores it, the published code does not.
     fixed={
         "hidden_act": ("silu",),
         "scoring_func": ("softmax",),
         "moe_layer_freq": (1,),
-        "norm_topk_prob": (False,),
         "mlp_bias": (False,),
     },
     harmless=frozenset({"num_key_value_heads", "head_dim", "qk_head_dim"}),

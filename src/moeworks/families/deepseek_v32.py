@@ -15,33 +15,27 @@ from moeworks.families.deepseek_v3 import (
     read_v3,
     write_v3,
 )
+from moeworks.families.parts import read_sparse_layers, write_sparse_layers
 from moeworks.families.weights import DEEPSEEK
 
 
-def read_layer_types(config: Json, draft: Json) -> None:
+def read_named(config: Json, draft: Json) -> None:
     """DeepSeek-V3's fields, and which layers are dense by name."""
     read_v3(config, draft)
-    kinds = config.pop("mlp_layer_types", None)
-    if kinds is not None:
-        sparse = [i for i, kind in enumerate(kinds) if kind == "sparse"]
-        check(set(kinds) <= {"dense", "sparse"}, "mlp_layer_types", kinds, "must be 'dense' or 'sparse'")
-        first = draft["pattern"]["first_dense"]
-        if sparse != list(range(first, draft["num_layers"])):
-            draft["pattern"] |= {"first_dense": 0, "explicit": sparse}
+    read_sparse_layers(config, draft)
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_layer_types(config, draft)
+    read_named(config, draft)
     layers = config.pop("layer_types", None) or []
     check(set(layers) <= {"indexed_attention"}, "layer_types", layers, "must all be 'indexed_attention'")
 
 
-def write_layer_types(model: ModelConfig, config: Json) -> None:
-    """The reverse of read_layer_types."""
+def write_named(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_named."""
     write_v3(model, config)
     if model.pattern.explicit is not None:
-        moe = model.moe_layers
-        config["mlp_layer_types"] = ["sparse" if i in moe else "dense" for i in range(model.num_layers)]
+        write_sparse_layers(model, config)
 
 
 FAMILY = Family(
@@ -59,6 +53,6 @@ FAMILY = Family(
     harmless=HARMLESS_HERE,
     weights=DEEPSEEK,
     read=_read,
-    write=write_layer_types,
+    write=write_named,
     presets={"deepseek-v3.2": SHAPE | dict(index_n_heads=64, index_head_dim=128, index_topk=2048)},
 )

@@ -2,7 +2,7 @@
 
 from moeworks.families.base import Family, Field
 from moeworks.families.deepseek_v3 import FIELDS, HARMLESS_HERE, TEMPLATE
-from moeworks.families.deepseek_v32 import read_layer_types, write_layer_types
+from moeworks.families.deepseek_v32 import read_named, write_named
 from moeworks.families.weights import DEEPSEEK
 
 FAMILY = Family(
@@ -16,8 +16,8 @@ FAMILY = Family(
     ),
     fixed={"hidden_act": ("silu",)},
     harmless=HARMLESS_HERE,
-    read=read_layer_types,
-    write=write_layer_types,
+    read=read_named,
+    write=write_named,
     weights=DEEPSEEK,
     presets={
         "glm-4.7-flash": dict(

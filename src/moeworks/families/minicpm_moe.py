@@ -1,6 +1,7 @@
 """MiniCPM-MoE (Hu et al. 2024): Mixtral's layers with scaled embeddings, residuals and logits.
 
-transformers has no class for it; built from the published config and description.
+transformers has no class for it: built from the published config and description, and compared with its
+GraniteMoE. Not verified: tensor names against a release itself.
 """
 
 from dataclasses import replace

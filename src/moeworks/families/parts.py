@@ -1,6 +1,8 @@
 """Pieces of config.json that many families share: plain fields, rotary positions, layer lists."""
 
 from collections.abc import Sequence
+from functools import partial
+from math import nextafter
 from typing import Any
 
 from moeworks.config.codec import to_dict
@@ -81,9 +83,9 @@ def gqa(model: ModelConfig, mixer: MixerConfig | None = None) -> GQAConfig:
     return mixer
 
 
-def mla(model: ModelConfig) -> MLAConfig:
-    """The model's `attention`, which must be latent attention."""
-    mixer = model.attention
+def mla(model: ModelConfig, mixer: MixerConfig | None = None) -> MLAConfig:
+    """`mixer`, or the model's `attention`, which must be latent attention."""
+    mixer = mixer or model.attention
     if not isinstance(mixer, MLAConfig):
         raise ConfigError(f"model.attention.kind = {mixer.kind!r}: this family has 'mla'")
     return mixer
@@ -159,7 +161,9 @@ def write_rope(theta: float, rope: RopeConfig, config: Json, head_dim: int) -> N
     config["rope_theta"] = theta
     config["rope_scaling"] = None
     if rope.dim is not None:
-        config["partial_rotary_factor"] = rope.dim / head_dim
+        share = rope.dim / head_dim
+        # Readers truncate the product.
+        config["partial_rotary_factor"] = nextafter(share, 1) if int(head_dim * share) < rope.dim else share
     if rope.scaling == "none":
         return
     name = next(name for name, scaling in _SCALING_NAMES.items() if scaling == rope.scaling)
@@ -169,6 +173,13 @@ def write_rope(theta: float, rope: RopeConfig, config: Json, head_dim: int) -> N
         if value is not None:
             written[_RENAMED.get(entry, entry)] = list(value) if isinstance(value, tuple) else value
     config["rope_scaling"] = written
+
+
+def rope_parameters(model: ModelConfig, mixer: GQAConfig) -> Json:
+    """The rotation of one mixer in the spelling since transformers 5, which may differ between layers."""
+    old: Json = {}
+    write_rope(mixer.rope_theta, mixer.rope, old, model.gqa_head_dim(mixer))
+    return {"rope_type": "default"} | (old.pop("rope_scaling") or {}) | old
 
 
 # Layers that differ.
@@ -186,6 +197,22 @@ def read_windows(
 
     Layers without a window have no rotary positions unless `turn_full`.
     """
+    flags = read_layer_types(config, draft, default)
+    full, rope = draft["attention"], draft["attention"]["rope"]
+    check(
+        window is not None or not any(flags),
+        "sliding_window",
+        window,
+        "is needed by the layers that have one",
+    )
+    sliding = {**full, "window": window}
+    if not turn_full:
+        full = {**full, "rope": {**rope, "enabled": False}}
+    put_mixers(draft, full, sliding, flags)
+
+
+def read_layer_types(config: Json, draft: Json, default: Sequence[bool]) -> list[bool]:
+    """Which layers `layer_types` calls sliding; `default` where it is absent."""
     names = config.pop("layer_types", None)
     known = ("sliding_attention", "full_attention")
     for name in names or ():
@@ -193,17 +220,20 @@ def read_windows(
     flags = [name == known[0] for name in names] if names is not None else list(default)
     layers = draft["num_layers"]
     check(len(flags) == layers, "layer_types", names, f"must name each of the {layers} layers")
-    attention, rope = draft["attention"], draft["attention"]["rope"]
-    if not turn_full and not all(flags):
-        attention["rope"] = {**rope, "enabled": False}
-    if not any(flags):
-        return
-    check(window is not None, "sliding_window", window, "is needed by the layers that have one")
-    if all(flags):
-        draft["attention"]["window"] = window
-        return
-    draft["mixers"] = [{**attention, "window": window, "rope": rope}]
-    draft["layer_mixers"] = [int(flag) for flag in flags]
+    return flags
+
+
+def put_mixers(draft: Json, plain: Json, flagged: Json, flags: Sequence[bool]) -> None:
+    """`flagged` as the mixer of the layers with a flag, `plain` as that of the others."""
+    draft["attention"] = flagged if all(flags) else plain
+    if any(flags) and not all(flags):
+        draft["mixers"] = [flagged]
+        draft["layer_mixers"] = [int(flag) for flag in flags]
+
+
+def windowed(model: ModelConfig) -> GQAConfig:
+    """The mixer of the layers that have a window; the model's `attention` when none has."""
+    return next((m for m in map(partial(gqa, model), model.mixer_of_layers) if m.window), gqa(model))
 
 
 def write_windows(model: ModelConfig, config: Json) -> int | None:
@@ -213,6 +243,28 @@ def write_windows(model: ModelConfig, config: Json) -> int | None:
         "full_attention" if window is None else "sliding_attention" for window in windows
     ]
     return next((window for window in windows if window is not None), None)
+
+
+def read_sparse_layers(config: Json, draft: Json) -> None:
+    """`mlp_layer_types`, where there is one: which layers hold a MoE, by name."""
+    kinds = config.pop("mlp_layer_types", None)
+    if kinds is None:
+        return
+    layers = draft["num_layers"]
+    check(set(kinds) <= {"dense", "sparse"}, "mlp_layer_types", kinds, "must be 'dense' or 'sparse'")
+    check(len(kinds) == layers, "mlp_layer_types", kinds, f"must name each of the {layers} layers")
+    sparse = [i for i, kind in enumerate(kinds) if kind == "sparse"]
+    first = sparse[0] if sparse else layers
+    if sparse == list(range(first, layers)):
+        draft["pattern"]["first_dense"] = first
+    else:
+        draft["pattern"] |= {"first_dense": 0, "explicit": sparse}
+
+
+def write_sparse_layers(model: ModelConfig, config: Json) -> None:
+    """The reverse of read_sparse_layers."""
+    moe = model.moe_layers
+    config["mlp_layer_types"] = ["sparse" if i in moe else "dense" for i in range(model.num_layers)]
 
 
 def read_moe_layers(config: Json, draft: Json) -> None:

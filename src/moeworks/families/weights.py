@@ -79,19 +79,35 @@ def gated(
     )
 
 
-def experts(theirs: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Either:
+def experts(
+    theirs: str,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    *,
+    ours: str = "mlp.experts",
+) -> Either:
     """Routed experts, each with three matrices; or fused as [E, 2F, D] and [E, D, F]."""
     gate, up, down = names
     apart = (
-        Rule(f"{theirs}.{{e}}.{gate}.weight", "mlp.experts.gate_up_proj", half(0)),
-        Rule(f"{theirs}.{{e}}.{up}.weight", "mlp.experts.gate_up_proj", half(1)),
-        Rule(f"{theirs}.{{e}}.{down}.weight", "mlp.experts.down_proj"),
+        Rule(f"{theirs}.{{e}}.{gate}.weight", f"{ours}.gate_up_proj", half(0)),
+        Rule(f"{theirs}.{{e}}.{up}.weight", f"{ours}.gate_up_proj", half(1)),
+        Rule(f"{theirs}.{{e}}.{down}.weight", f"{ours}.down_proj"),
     )
     fused = (
-        Rule(f"{theirs}.gate_up_proj", "mlp.experts.gate_up_proj"),
-        Rule(f"{theirs}.down_proj", "mlp.experts.down_proj"),
+        Rule(f"{theirs}.gate_up_proj", f"{ours}.gate_up_proj"),
+        Rule(f"{theirs}.down_proj", f"{ours}.down_proj"),
     )
     return Either((apart, fused))
+
+
+def experts_fused(theirs: str) -> Either:
+    """The same, written fused: for classes of transformers that read nothing else."""
+    apart, fused = experts(theirs).options
+    return Either((fused, apart))
+
+
+def plain(rules: Rules) -> tuple[Rule, ...]:
+    """`rules` without choices between layouts."""
+    return tuple(rule for rule in rules if isinstance(rule, Rule))
 
 
 DENSE: Rules = gated("mlp", "mlp")

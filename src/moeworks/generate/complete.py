@@ -77,6 +77,7 @@ def stream(
     seed: int = 0,
     prefix: PrefixCache | None = None,
     acceptance: Acceptance | None = None,
+    draft_tokens: int | None = None,
     done: Callable[[Completion], None] | None = None,
 ) -> Iterator[str]:
     """Yield the text after a prompt piece by piece, whole characters each, up to a stop string.
@@ -86,6 +87,7 @@ def stream(
         seed: of the draws.
         prefix: remembered prompts.
         acceptance: to draft with the model's MTP layers and count the drafts; greedy decoding only.
+        draft_tokens: how many drafts a step checks; None: as many as there are MTP layers.
         done: is called with the whole at the end.
 
     Raises ConfigError for a prompt longer than the model's context.
@@ -100,7 +102,7 @@ def stream(
         plain = config.sampling.temperature == 0 and config.sampling.repetition_penalty == 1
         check(plain, "sampling", config.sampling, "drafts need temperature 0 and no repetition_penalty")
         tokens = generate_ahead(
-            model, prompt_ids, config.max_new_tokens,
+            model, prompt_ids, config.max_new_tokens, draft_tokens=draft_tokens,
             stop_ids=tokenizer.stop_ids, acceptance=acceptance, prefill_chunk=config.prefill_chunk,
         )  # fmt: skip
     writer, count = _Writer(tokenizer, config.stop, len(prompt_ids)), 0
@@ -121,9 +123,11 @@ def complete(
     config: GenerationConfig,
     *,
     seeds: Sequence[int] | None = None,
+    prefix: PrefixCache | None = None,
 ) -> list[Completion]:
     """Continue a batch of prompts; each text is the one that its prompt and seed give alone.
 
+    With a `prefix` cache, starts that prompts share with each other or with earlier ones are read once.
     Raises ConfigError for a prompt longer than the model's context.
     """
     for prompt_ids in prompts:
@@ -134,7 +138,7 @@ def complete(
     ended = [False] * len(prompts)
     batch = generate_batch(
         model, prompts, config.max_new_tokens, sampling=config.sampling, seeds=seeds,
-        stop_ids=tokenizer.stop_ids, prefill_chunk=config.prefill_chunk, ended=ended,
+        stop_ids=tokenizer.stop_ids, prefill_chunk=config.prefill_chunk, prefix=prefix, ended=ended,
     )  # fmt: skip
     for tokens in batch:
         for row, (writer, token) in enumerate(zip(writers, tokens, strict=True)):

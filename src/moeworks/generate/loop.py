@@ -71,14 +71,13 @@ def generate_batch(
 
     Args:
         seeds: one per prompt; None counts from 0.
-        prefix: for a batch of one prompt only.
+        prefix: remembers prompts; what they share with each other or with earlier ones is read once.
         ended: per prompt, read before each token: True ends that text, as a stop string does.
 
     Raises ConfigError as `generate` does.
     """
     check(prefill_chunk >= 1, "prefill_chunk", prefill_chunk, "must be at least 1")
     if prefix is not None:
-        check(len(prompts) == 1, "prompts", len(prompts), "a prefix cache serves one at a time")
         check(prefix.model is model, "prefix", prefix, "is that of another model")
     seeds = range(len(prompts)) if seeds is None else seeds
     rows = [_Row.of(model, ids, seed) for ids, seed in zip(prompts, seeds, strict=True)]
@@ -165,9 +164,8 @@ class _Batch:
         longest = max(map(len, windows))
         self.size = min(limit, longest + left)
         if self.prefix is not None:
-            prefill = self.prefix.read(windows[0], self.size, self.chunk)
-            self.cache = prefill.cache
-            return prefill.logits_V[None]
+            self.cache, logits_BV = self.prefix.read_batch(windows, self.size, self.chunk)
+            return logits_BV
         padding_B = torch.tensor([longest - len(window) for window in windows])
         fed_BL = torch.tensor([[0] * (longest - len(window)) + window for window in windows])
         place = next(self.model.parameters())

@@ -13,6 +13,9 @@ from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
 from moeworks.ops.routing import Routing
 
+_PASS_TOKENS = 32
+"""Reading a prompt by itself costs about as much as so many tokens more in a batch: weights are read anew."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prefill:
@@ -45,6 +48,8 @@ class PrefixCache:
     def __init__(self, model: Decoder, max_tokens: int = 65_536) -> None:
         check(max_tokens >= 0, "max_tokens", max_tokens, "must not be negative")
         self.model, self.max_tokens = model, max_tokens
+        self.saved_tokens = 0
+        """Tokens of all prompts so far that were not read again."""
         self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()
 
     @property
@@ -77,7 +82,26 @@ class PrefixCache:
         assert logits_V is not None
         routings = tuple(_joined(layer) for layer in zip(*parts, strict=True))
         self._remember(ids, cache, logits_V, routings)
+        self.saved_tokens += reused
         return Prefill(cache, logits_V, routings, reused)
+
+    def read_batch(
+        self, prompts: Sequence[Sequence[int]], max_len: int, chunk: int
+    ) -> tuple[KVCache, Tensor]:
+        """Read prompts one after the other; one cache of all, shorter ones padded on the left, and [B, V].
+
+        Caches of windows and recurrences can only be taken up at an end: there, what all begin with is read
+        first, on its own.
+        """
+        shared = common_start(prompts)
+        if len(prompts) > 1 and shared > 0 and not self._empty_cache(max_len).forgets:
+            self.read(prompts[0][:shared], shared, chunk)
+            self.saved_tokens -= shared  # it is read once more than the prompts need it
+        reads = [self.read(prompt, max_len, chunk) for prompt in prompts]
+        cache = reads[0].cache
+        if len(reads) > 1:
+            cache = KVCache.stacked(self.model.config, [read.cache for read in reads], max_len)
+        return cache, torch.stack([read.logits_V for read in reads])
 
     def _empty_cache(self, max_len: int) -> KVCache:
         weight = next(self.model.parameters())
@@ -106,6 +130,16 @@ class PrefixCache:
             self._entries[ids] = _Entry(ids, own, logits_V, routings)
         while self.num_tokens > self.max_tokens:
             self._entries.popitem(last=False)
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts (at least one) begin with."""
+    return min(_shared(tuple(prompts[0]), tuple(prompt)) for prompt in prompts)
+
+
+def worth_sharing(prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether a batch is read sooner one prompt after the other, what all begin with once, than at a time."""
+    return common_start(prompts) * (len(prompts) - 1) > _PASS_TOKENS * len(prompts)
 
 
 def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:

@@ -33,14 +33,16 @@ class GQAttention(nn.Module):
         self.mixer, self.eps = mixer, config.norm_eps
         self.head_dim = width = config.gqa_head_dim(mixer)
         self.scale = mixer.softmax_scale or width**-0.5
+        v_width = mixer.v_head_dim or width
         heads, kv_heads = mixer.num_heads * width, mixer.num_kv_heads * width
+        outputs = mixer.num_heads * v_width
         self.q_proj = nn.Linear(config.d_model, heads, bias=mixer.qkv_bias)
         self.k_proj = nn.Linear(config.d_model, kv_heads, bias=mixer.qkv_bias)
-        self.v_proj = nn.Linear(config.d_model, kv_heads, bias=mixer.qkv_bias)
-        self.o_proj = nn.Linear(heads, config.d_model, bias=mixer.output_bias)
+        self.v_proj = nn.Linear(config.d_model, mixer.num_kv_heads * v_width, bias=mixer.qkv_bias)
+        self.o_proj = nn.Linear(outputs, config.d_model, bias=mixer.output_bias)
         self.gate_proj = None
         if mixer.output_gate:
-            self.gate_proj = nn.Linear(config.d_model, heads, bias=mixer.qkv_bias)
+            self.gate_proj = nn.Linear(config.d_model, outputs, bias=mixer.qkv_bias)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if mixer.qk_norm and mixer.qk_norm_kind != "l2":
@@ -53,7 +55,9 @@ class GQAttention(nn.Module):
         """y [B, L, D]."""
         q_BHLP = self._query_or_key(self.q_proj(x_BLD), self.q_norm, inputs)
         k_BGLP = self._query_or_key(self.k_proj(x_BLD), self.k_norm, inputs)
-        v_BGLP = self._heads(self._clip(self.v_proj(x_BLD)))
+        v_BGLP = self._clip(self.v_proj(x_BLD)).unflatten(-1, (self.mixer.num_kv_heads, -1)).transpose(1, 2)
+        if self.mixer.value_scale != 1.0:
+            v_BGLP = v_BGLP * self.mixer.value_scale
         if self.mixer.temperature_floor is not None:
             q_BHLP = q_BHLP * self._temperature(inputs).to(q_BHLP.dtype)
         if cache is not None:

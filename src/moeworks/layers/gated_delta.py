@@ -1,4 +1,4 @@
-"""The gated delta rule as a layer (Qwen3-Next's linear attention)."""
+"""The gated delta rule as a layer (Qwen3-Next's linear attention, Kimi delta attention)."""
 
 from typing import Protocol, runtime_checkable
 
@@ -28,18 +28,23 @@ class RecurrentCache(Protocol):
 
 
 class GatedDeltaNet(nn.Module):
-    """Convolved queries, keys and values, a decay and a step size per head, a normalised, gated output."""
+    """Convolved queries, keys and values, decays, a step size per head, a normalised, gated output."""
 
     def __init__(self, config: ModelConfig, mixer: GatedDeltaConfig) -> None:
         super().__init__()
         self.mixer = mixer
         channels, heads = 2 * mixer.key_width + mixer.value_width, mixer.num_value_heads
         self.qkv_proj = nn.Linear(config.d_model, channels, bias=False)
-        self.gate_proj = nn.Linear(config.d_model, mixer.value_width, bias=False)
+        self.gate_latent_proj = self.decay_latent_proj = None
+        if mixer.latent_rank is not None:
+            self.gate_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
+            self.decay_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
+        source = mixer.latent_rank or config.d_model
+        self.gate_proj = nn.Linear(source, mixer.value_width, bias=False)
         self.beta_proj = nn.Linear(config.d_model, heads, bias=False)
-        self.decay_proj = nn.Linear(config.d_model, heads, bias=False)
+        self.decay_proj = nn.Linear(source, mixer.num_decays, bias=False)
         self.conv = nn.Parameter(torch.empty(channels, mixer.conv_kernel))
-        self.decay_bias = nn.Parameter(torch.empty(heads))
+        self.decay_bias = nn.Parameter(torch.empty(mixer.num_decays))
         self.log_rate = nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(mixer.value_head_dim, eps=config.norm_eps)
         self.o_proj = nn.Linear(mixer.value_width, config.d_model, bias=False)
@@ -68,9 +73,10 @@ class GatedDeltaNet(nn.Module):
         )
         if cache is not None:
             cache.advance(mixed[:, max(mixed.shape[1] - mixer.conv_kernel + 1, 0) :], state, length)
-        gate = self.gate_proj(x_BLD).unflatten(-1, (mixer.num_value_heads, -1))
-        normed = self.norm(out.transpose(1, 2)) * F.silu(gate)
-        return self.o_proj(normed.flatten(2))
+        source = x_BLD if self.gate_latent_proj is None else self.gate_latent_proj(x_BLD)
+        gate = self.gate_proj(source).unflatten(-1, (mixer.num_value_heads, -1))
+        gate = F.silu(gate) if mixer.gate_activation == "silu" else torch.sigmoid(gate)
+        return self.o_proj((self.norm(out.transpose(1, 2)) * gate).flatten(2))
 
     def _inputs(self, convolved: Tensor, x_BLD: Tensor) -> DeltaInputs:
         mixer = self.mixer
@@ -81,10 +87,13 @@ class GatedDeltaNet(nn.Module):
             for x in (q, k)
         )
         v = v.unflatten(-1, (mixer.num_value_heads, -1)).transpose(1, 2)
-        decay = self.decay_proj(x_BLD)
+        decay = self.decay_proj(x_BLD if self.decay_latent_proj is None else self.decay_latent_proj(x_BLD))
         wide = decay if decay.dtype == torch.float64 else decay.float()
         rate = self.log_rate.to(wide.dtype).exp()
-        log_decay = -rate * F.softplus(wide + self.decay_bias.to(wide.dtype))
+        log_decay = F.softplus(wide + self.decay_bias.to(wide.dtype))
+        if mixer.decay == "channel":
+            log_decay, rate = log_decay.unflatten(-1, (mixer.num_value_heads, -1)), rate[:, None]
+        log_decay = -rate * log_decay
         beta = torch.sigmoid(self.beta_proj(x_BLD))
         return DeltaInputs(q, k, v, log_decay.transpose(1, 2), beta.transpose(1, 2))
 

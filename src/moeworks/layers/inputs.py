@@ -74,8 +74,20 @@ def mixer_inputs(mixer: MixerConfig, model: ModelConfig, slots: Slots, first_key
     )
 
 
+def token_positions(slots: Slots) -> Tensor:
+    """int64 [L] or [B, L], counted from the start of each document, or from the first token of a row."""
+    if slots.document_ids_BL is not None:
+        return _document_positions(slots.document_ids_BL)
+    places_L = torch.arange(slots.start, slots.stop, device=slots.device)
+    if slots.left_padding_B is None:
+        return places_L
+    return (places_L - slots.left_padding_B[:, None]).clamp(min=0)
+
+
 def _knows_places(mixer: MixerConfig) -> bool:
     """Whether positions matter beyond their distances: then they count from a document's start."""
+    if isinstance(mixer, MLAConfig):
+        return mixer.temperature_floor is not None
     if not isinstance(mixer, GQAConfig):
         return False
     weighted = mixer.qk_norm and mixer.qk_norm_after_rope and mixer.qk_norm_kind != "l2"

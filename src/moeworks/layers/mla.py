@@ -5,6 +5,7 @@ projection that would make keys from latents is applied to the query, and the on
 the mixed latents ("absorbed"); over many queries it is less work to expand the latents.
 """
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,12 +53,22 @@ class MLAttention(nn.Module):
         self.kv_b_proj = nn.Linear(mixer.kv_lora_rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * mixer.v_head_dim, width, bias=mixer.bias)
         self.scale = _scale(mixer)
+        self.q_scale = self.latent_scale = 1.0
+        if mixer.scale_latents and mixer.q_lora_rank is not None:
+            self.q_scale = math.sqrt(width / mixer.q_lora_rank)
+            self.latent_scale = math.sqrt(width / mixer.kv_lora_rank)
         self.indexer = None
-        if mixer.indexer is not None:
-            self.indexer = Indexer(config, mixer, mixer.indexer)
+        if mixer.own_indexer is not None:
+            self.indexer = Indexer(config, mixer, mixer.own_indexer)
 
-    def forward(self, x_BLD: Tensor, inputs: MixerInputs, cache: LatentCache | None = None) -> Tensor:
-        """y [B, L, D]."""
+    def forward(
+        self,
+        x_BLD: Tensor,
+        inputs: MixerInputs,
+        cache: LatentCache | None = None,
+        chosen: DocumentMask | None = None,
+    ) -> tuple[Tensor, DocumentMask | None]:
+        """y [B, L, D], and what queries see: what the indexer chose, or as `chosen` by an earlier layer's."""
         mixer = self.mixer
         q_latent = None
         if mixer.q_lora_rank is None:
@@ -66,9 +77,15 @@ class MLAttention(nn.Module):
             q_latent = self.q_a_norm(self.q_a_proj(x_BLD))
             q = self.q_b_proj(q_latent)
         q = q.unflatten(-1, (mixer.num_heads, -1)).transpose(1, 2)
+        if self.q_scale != 1.0:
+            q = q * self.q_scale
+        if mixer.temperature_floor is not None:
+            q = q * self._temperature(inputs, mixer.temperature_floor).to(q.dtype)
         q_nope, q_rope = q.split([mixer.nope_head_dim, mixer.rope_head_dim], dim=-1)
         latent, k_rope = self.kv_a_proj(x_BLD).split([mixer.kv_lora_rank, mixer.rope_head_dim], dim=-1)
         latent = self.kv_a_norm(latent)
+        if self.latent_scale != 1.0:
+            latent = latent * self.latent_scale
         if inputs.rope is not None:
             q_rope = apply_rope(q_rope, inputs.rope, mixer.rope.style)
             k_rope = apply_rope(k_rope.unsqueeze(1), inputs.rope, mixer.rope.style).squeeze(1)
@@ -82,10 +99,18 @@ class MLAttention(nn.Module):
         mask = inputs.mask
         if self.indexer is not None:
             assert q_latent is not None
-            mask = self.indexer.choose(x_BLD, q_latent, rows[2], inputs)
+            mask = chosen = self.indexer.choose(x_BLD, q_latent, rows[2], inputs)
+        elif mixer.indexer is not None:
+            mask = chosen
         attend = self._absorbed if past and self._absorbing_is_less_work(x_BLD.shape[1]) else self._expanded
         out_BHLV = attend(q_nope, q_rope, latent, k_rope, mask)
-        return self.o_proj(out_BHLV.transpose(1, 2).flatten(2))
+        return self.o_proj(out_BHLV.transpose(1, 2).flatten(2)), chosen
+
+    def _temperature(self, inputs: MixerInputs, floor: int) -> Tensor:
+        """[L, 1] or [B, 1, L, 1]: what queries are multiplied with (Mistral 4)."""
+        assert inputs.positions is not None
+        steps = torch.floor(inputs.positions.float() / floor)
+        return (torch.log1p(steps) * self.mixer.temperature_scale + 1).unsqueeze(-1)
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: DocumentMask | None

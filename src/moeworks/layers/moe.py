@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from moeworks.config.model import MoEConfig
+from moeworks.errors import check
 from moeworks.layers.experts import Experts
 from moeworks.layers.mlp import MLP
-from moeworks.layers.router import Router
+from moeworks.layers.routers import RouterFunction, build_router, own_router
 from moeworks.ops.backends import Backend
 from moeworks.ops.dispatch import apply_capacity
 from moeworks.ops.experts import SharedWeights, zero_computation
-from moeworks.ops.routing import Routing
+from moeworks.ops.routing import Routing, RoutingContext
 
 
 class MoE(nn.Module):
@@ -25,12 +26,20 @@ class MoE(nn.Module):
 
     Balance losses and bias updates are functions of the Routing (`moeworks.balance_losses`); the layer keeps
     no counts, so activation checkpointing and evaluation cannot disturb any.
+
+    `router` is one of your own: an nn.Module or a function of (x_TD, RoutingContext) that returns a Routing
+    (docs/routers.md); without it config.choice says which.
     """
 
-    def __init__(self, config: MoEConfig, *, backend: Backend = "auto") -> None:
+    def __init__(
+        self, config: MoEConfig, *, backend: Backend = "auto", router: RouterFunction | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.router = Router(config, config.d_model)
+        if router is None:
+            self.router = build_router(config, config.d_model)
+        else:
+            self.router = own_router(router, config)
         self.experts = Experts(config, backend)
         self.shared = self.shared_token_gate = None
         if config.num_shared_experts:
@@ -39,7 +48,14 @@ class MoE(nn.Module):
                 self.shared_token_gate = nn.Linear(config.d_model, 1, bias=False)
 
     def forward(
-        self, x: Tensor, *, valid: Tensor | None = None, sequence_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        valid: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        token_ids: Tensor | None = None,
+        token_types: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         """Mix each token's experts.
 
@@ -49,16 +65,21 @@ class MoE(nn.Module):
                 count in no loss.
             sequence_ids: int64 [...], the sequence (packed document) of each token, for the sequence-wise
                 loss. None: each [L, D] slice of x is a sequence.
+            token_ids, token_types: int64 [...], what the tokens are and of which kind, for routers that ask.
+            positions: int64 [...], in the token's sequence. None: along the last but one dimension of x.
 
         Returns:
             y [..., D] and the Routing of the T tokens in row-major order.
         """
         x_TD = x.reshape(-1, x.shape[-1])
-        routing = self.router(
-            x_TD,
-            valid_T=None if valid is None else valid.reshape(-1),
-            sequence_ids_T=_rows(x) if sequence_ids is None else sequence_ids.reshape(-1),
+        context = RoutingContext(
+            valid_T=_per_token(valid, x, "valid"),
+            sequence_ids_T=_rows(x) if sequence_ids is None else _per_token(sequence_ids, x, "sequence_ids"),
+            token_ids_T=_per_token(token_ids, x, "token_ids"),
+            token_types_T=_per_token(token_types, x, "token_types"),
+            positions_T=_places(x) if positions is None else _per_token(positions, x, "positions"),
         )
+        routing = self.router(x_TD, context)
         routing = apply_capacity(routing, self.config, training=self.training)
         shared = self._shared_weights(x_TD)
         y_TD = self.experts(x_TD, routing, shared)
@@ -70,6 +91,10 @@ class MoE(nn.Module):
         if self.shared is not None and shared is None:
             y_TD = y_TD + self._shared(x_TD)
         return y_TD.view(x.shape), routing
+
+    def looks_ahead(self) -> str | None:
+        """Why, in the present mode, a token's output depends on later tokens; None where it does not."""
+        return self.router.looks_ahead() or self.config.looks_ahead(training=self.training)
 
     def explain_backend(self, x: Tensor) -> str:
         """Which expert backend would serve this input, and why."""
@@ -97,3 +122,18 @@ def _rows(x: Tensor) -> Tensor | None:
     if x.dim() < 3:
         return None
     return torch.arange(math.prod(x.shape[:-2]), device=x.device).repeat_interleave(x.shape[-2])
+
+
+def _places(x: Tensor) -> Tensor:
+    """int64 [T]: the place of each token in its [L, D] slice."""
+    length = x.shape[-2] if x.dim() > 1 else 1
+    return torch.arange(length, device=x.device).expand(x.shape[:-1] or (1,)).reshape(-1)
+
+
+def _per_token(values: Tensor | None, x: Tensor, name: str) -> Tensor | None:
+    """[T] of values with the leading dimensions of x."""
+    if values is None:
+        return None
+    shape, want = tuple(values.shape), tuple(x.shape[:-1])
+    check(shape == want, name, shape, f"must have the leading dimensions of x, {want}")
+    return values.reshape(-1)

@@ -1,4 +1,4 @@
-"""The router: scores experts for each token, in float32 whatever the model's dtype."""
+"""The router of a MoE layer: scores experts for each token, in float32 whatever the model's dtype."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,17 +7,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moeworks.config.model import RouterConfig
+from moeworks.config.balance import BalanceConfig
+from moeworks.config.router import RouterConfig
 from moeworks.layers.init import init_matrix_
-from moeworks.ops.routing import Routing, route
+from moeworks.ops.choices.quantile import balancing_prices, bias_towards_prices
+from moeworks.ops.losses import updated_expert_bias
+from moeworks.ops.routing import Routing, RoutingContext
+from moeworks.ops.scoring import Scores, choose_top_k, score_logits
+
+Statistics = dict[str, Tensor]
+"""What one Routing adds to the sums of its optimizer step, by name."""
 
 
-class Router(nn.Module):
-    """Linear scores over the routes (routed, identity and zero experts)."""
+class ExactBuffers(nn.Module):
+    """A module whose floating-point buffers never fall below float32.
+
+    In bfloat16 a few hundred distinct biases become a handful, and most tokens change experts.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move and cast like any module, but for the buffers' precision."""
+        exact = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        module = super()._apply(fn, recurse)
+        for name, before in exact.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype.itemsize < 4:
+                self._buffers[name] = before.to(now.device)
+        return module
+
+
+class Stateful(ExactBuffers):
+    """State that moves once per optimizer step, never in a forward pass.
+
+    Activation checkpointing runs a forward twice, accumulation many times, evaluation any number: what a step
+    needs to know is a function of the Routing records, summed over micro-batches and ranks.
+    """
+
+    def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
+        """What `routing` adds to the step's sums: tensors whose sums over batches mean something."""
+        return {}
+
+    def update(self, sums: Statistics, balance: BalanceConfig) -> None:
+        """Move the state by the step's sums; called once per optimizer step, without gradients."""
+
+
+class RouterModule(Stateful):
+    """What MoE asks of a router: forward(x [T, D], context) -> Routing, and the methods here."""
+
+    def looks_ahead(self) -> str | None:
+        """Why, in the present mode, a token's experts depend on later tokens; None where they do not."""
+        return None
+
+
+class Choice(Stateful):
+    """From Scores to a Routing; the base class is top-k."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """The experts of each of the T tokens."""
+        return choose_top_k(scores, context)
+
+
+class Router(RouterModule):
+    """Linear scores over the routes (routed, identity and zero experts), and a choice."""
 
     expert_bias: Tensor | None
+    noise_step: Tensor | None
 
-    def __init__(self, config: RouterConfig, d_model: int) -> None:
+    def __init__(self, config: RouterConfig, d_model: int, choice: Choice | None = None) -> None:
         super().__init__()
         self.config = config
         routes = config.num_routes
@@ -27,51 +87,96 @@ class Router(nn.Module):
         # A buffer, not a parameter: no gradient moves it, only balance updates do.
         bias = torch.zeros(routes, dtype=torch.float32) if config.selection_bias else None
         self.register_buffer("expert_bias", bias)
+        step = None if config.noise_steps is None else torch.zeros((), dtype=torch.int64)
+        self.register_buffer("noise_step", step)
+        self.choice = choice or Choice(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Matrices as nn.Linear's; biases and the noise start at 0 (Shazeer et al. 2017, appendix A)."""
         init_matrix_(self.weight)
-        for zero in (self.bias, self.noise_weight, self.expert_bias):
+        for zero in (self.bias, self.noise_weight, self.expert_bias, self.noise_step):
             if zero is not None:
                 nn.init.zeros_(zero)
 
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, sequence_ids_T: Tensor | None = None
-    ) -> Routing:
+    def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
         """Route T tokens; see Routing. Jitter and noise act in training only."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            x_TD = _at_least_float32(x_TD)
-            if self.training and self.config.input_jitter:
-                spread = self.config.input_jitter
-                x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - spread, 1 + spread)
-            noise_std_TE = None
-            if self.training and self.noise_weight is not None:
-                noise_std_TE = F.softplus(self._linear(x_TD, self.noise_weight))
-            return route(
-                self._linear(x_TD, self.weight, self.bias),
-                self.config,
-                expert_bias_E=self.expert_bias,
-                noise_std_TE=noise_std_TE,
-                valid_T=valid_T,
-                sequence_ids_T=sequence_ids_T,
-            )
+            return self.choice.choose(self.scores(at_least_float32(x_TD)), context or RoutingContext())
+
+    def scores(self, x_TD: Tensor) -> Scores:
+        """Of tokens in float32 or float64."""
+        config = self.config
+        scale = self._noise_scale() if self.training and config.noisy else 0.0
+        noise_std_TE = None
+        if self.training and config.input_jitter:
+            spread = config.input_jitter * scale
+            x_TD = x_TD * (1 + spread * torch.empty_like(x_TD).uniform_(-1, 1))
+        if self.training and self.noise_weight is not None:
+            noise_std_TE = F.softplus(self._linear(x_TD, self.noise_weight)) * scale
+        return score_logits(
+            self._linear(x_TD, self.weight, self.bias),
+            config,
+            expert_bias_E=self.expert_bias,
+            noise_std_TE=noise_std_TE,
+            gumbel_scale=config.gumbel_noise * scale if config.gumbel_noise else 0.0,
+        )
+
+    def looks_ahead(self) -> str | None:
+        """As the config's choice says."""
+        return self.config.choice.looks_ahead(training=self.training)
+
+    def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
+        """Those of the choice, and the counts that move expert_bias."""
+        sums = self.choice.statistics(routing, balance)
+        if self.expert_bias is None or balance.bias_rule == "none":
+            return sums
+        if balance.bias_rule == "quantile":
+            ranking_TE = ranking_of(routing, self.config)
+            prices_E = balancing_prices(ranking_TE, -self.expert_bias, self.config.top_k, routing.valid_T)
+            return sums | {
+                "prices": prices_E.double() * routing.num_tokens,
+                "price_tokens": routing.num_tokens,
+            }
+        return sums | {"tokens_per_expert": routing.tokens_per_expert()}
+
+    def update(self, sums: Statistics, balance: BalanceConfig) -> None:
+        """Move expert_bias, the state of the choice, and the noise towards its end."""
+        self.choice.update(sums, balance)
+        if self.expert_bias is not None and balance.bias_rule != "none":
+            self.expert_bias.copy_(self._moved_bias(self.expert_bias, sums, balance))
+        if self.noise_step is not None:
+            self.noise_step += 1
+
+    @staticmethod
+    def _moved_bias(bias_E: Tensor, sums: Statistics, balance: BalanceConfig) -> Tensor:
+        if balance.bias_rule != "quantile":
+            return updated_expert_bias(bias_E, sums["tokens_per_expert"], balance)
+        prices_E = sums["prices"] / sums["price_tokens"].clamp(min=1)
+        return bias_towards_prices(bias_E, prices_E, balance)
+
+    def _noise_scale(self) -> Tensor | float:
+        """What all noise is multiplied by: from 1 down to 0 over noise_steps."""
+        if self.noise_step is None or self.config.noise_steps is None:
+            return 1.0
+        return (1 - self.noise_step / self.config.noise_steps).clamp(min=0.0)
 
     @staticmethod
     def _linear(x_TD: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x_TD, weight.to(x_TD.dtype), None if bias is None else bias.to(x_TD.dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move and cast like any module, but never let expert_bias fall below float32.
 
-        In bfloat16 a few hundred distinct biases become a handful, and most tokens change experts.
-        """
-        exact = self.expert_bias
-        module = super()._apply(fn, recurse)
-        if exact is not None and self.expert_bias is not None and self.expert_bias.dtype.itemsize < 4:
-            self.expert_bias = exact.to(self.expert_bias.device)
-        return module
+def expert_bias_of(router: RouterModule) -> Tensor | None:
+    """float32 [E], the bias of loss-free balancing; None where the router has none."""
+    return router.expert_bias if isinstance(router, Router) else None
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """What a router computes in: float32, or float64 in a float64 model."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def ranking_of(routing: Routing, config: RouterConfig) -> Tensor:
+    """[T, E], what the experts of a Routing were ranked by, without Gumbel noise and bias."""
+    before = config.score_order == "before_top_k"
+    return (routing.router_probs_TE if before else routing.router_logits_TE).detach()

@@ -20,6 +20,7 @@ from moeworks.layers.mla import MLAttention
 from moeworks.layers.mlp import MLP
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
+from moeworks.ops.attention import DocumentMask
 from moeworks.ops.backends import Backend
 from moeworks.ops.routing import Routing
 
@@ -28,10 +29,16 @@ from moeworks.ops.routing import Routing
 class BlockContext:
     """What the blocks need beside the stream."""
 
-    valid_BL: Tensor | None
+    valid_BL: Tensor | None = None
     """bool, False for padding."""
-    sequence_ids_BL: Tensor | None
+    sequence_ids_BL: Tensor | None = None
     """int64, the sequence of each token."""
+    token_ids_BL: Tensor | None = None
+    """int64, the tokens that the stream began with."""
+    token_types_BL: Tensor | None = None
+    """int64, their kinds, where the caller says."""
+    positions_BL: Tensor | None = None
+    """int64, their places in their sequences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +51,24 @@ class BlockRoutings:
     """Of its mixture of attention."""
 
 
+@dataclass(frozen=True, eq=False)
+class Carry:
+    """What a layer hands to later ones beside the stream."""
+
+    shortcut_BLD: Tensor | None = None
+    """The output of its MoE, which the next layer adds."""
+    chosen: DocumentMask | None = None
+    """The keys that the last indexer chose."""
+
+
+NOTHING = Carry()
+
+
 class Block(nn.Module):
-    """x + f(norm(x)) for a mixer and then for a dense block or a MoE; or norms after, or on both sides."""
+    """x + f(norm(x)) for a mixer and then for a dense block or a MoE; or norms after, or on both sides.
+
+    With a shortcut both: the dense block's output joins the stream here, the MoE's after the next layer.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, *, backend: Backend) -> None:
         super().__init__()
@@ -54,39 +77,60 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = build_mixer(config, config.mixer(layer))
         self.mlp_norm = make_norm(config, config.d_model)
-        mlp = config.mlp
+        mlp, shortcut, sparse = config.mlp, config.pattern.shortcut, layer in config.moe_layers
         self.mlp = (
             MoE(config.moe, backend=backend)
-            if layer in config.moe_layers
+            if sparse and not shortcut
             else MLP(config.d_model, mlp.d_ff, mlp.mlp_activation, bias=mlp.mlp_bias)
         )
+        self.shortcut = MoE(config.moe, backend=backend) if sparse and shortcut else None
         if self.placement == "sandwich":
             self.attention_post_norm = make_norm(config, config.d_model)
             self.mlp_post_norm = make_norm(config, config.d_model)
 
     def forward(
-        self, x_BLD: Tensor, inputs: MixerInputs, context: BlockContext, cache: Any = None
-    ) -> tuple[Tensor, BlockRoutings]:
-        """The stream [B, L, D] after this layer, and its routing decisions. `cache` fits the mixer's kind."""
+        self,
+        x_BLD: Tensor,
+        inputs: MixerInputs,
+        context: BlockContext,
+        cache: Any = None,
+        carry: Carry = NOTHING,
+    ) -> tuple[Tensor, BlockRoutings, Carry]:
+        """The stream [B, L, D] after this layer, its routing decisions, and what later layers need of it.
+
+        `cache` fits the mixer's kind; `carry` comes from the layer before.
+        """
         pre = self.placement != "post"
-        attended = self.attention(self.attention_norm(x_BLD) if pre else x_BLD, inputs, cache)
-        attention_routing = None
-        if isinstance(attended, tuple):
-            attended, routing = attended
-            attention_routing = replace(
-                routing,
-                valid_T=None if context.valid_BL is None else context.valid_BL.reshape(-1),
-                sequence_ids_T=None
-                if context.sequence_ids_BL is None
-                else context.sequence_ids_BL.reshape(-1),
-            )
+        normed = self.attention_norm(x_BLD) if pre else x_BLD
+        attention_routing, chosen = None, carry.chosen
+        if isinstance(self.attention, MLAttention):
+            attended, chosen = self.attention(normed, inputs, cache, carry.chosen)
+        elif isinstance(self.attention, MixtureOfAttention):
+            attended, routing = self.attention(normed, inputs, cache)
+            attention_routing = _with_context(routing, context)
+        else:
+            attended = self.attention(normed, inputs, cache)
         x_BLD = self._add(x_BLD, attended, "attention")
         normed = self.mlp_norm(x_BLD) if pre else x_BLD
-        if isinstance(self.mlp, MoE):
-            y_BLD, routing = self.mlp(normed, valid=context.valid_BL, sequence_ids=context.sequence_ids_BL)
+        shortcut_BLD, moe = None, self.mlp if self.shortcut is None else self.shortcut
+        routing = None
+        if isinstance(moe, MoE):
+            y_BLD, routing = moe(
+                normed,
+                valid=context.valid_BL,
+                sequence_ids=context.sequence_ids_BL,
+                token_ids=context.token_ids_BL,
+                token_types=context.token_types_BL,
+                positions=context.positions_BL,
+            )
         else:
-            y_BLD, routing = self.mlp(normed), None
-        return self._add(x_BLD, y_BLD, "mlp"), BlockRoutings(routing, attention_routing)
+            y_BLD = moe(normed)
+        if self.shortcut is not None:
+            shortcut_BLD, y_BLD = y_BLD, self.mlp(normed)
+        x_BLD = self._add(x_BLD, y_BLD, "mlp")
+        if carry.shortcut_BLD is not None:
+            x_BLD = self._add(x_BLD, carry.shortcut_BLD, "mlp")
+        return x_BLD, BlockRoutings(routing, attention_routing), Carry(shortcut_BLD, chosen)
 
     def _add(self, x_BLD: Tensor, y_BLD: Tensor, part: str) -> Tensor:
         """The stream with a part's result added, normalised where norms come after."""
@@ -95,6 +139,16 @@ class Block(nn.Module):
         elif self.placement == "sandwich":
             y_BLD = getattr(self, f"{part}_post_norm")(y_BLD)
         return x_BLD + (y_BLD if self.scale == 1.0 else y_BLD * self.scale)
+
+
+def _with_context(routing: Routing, context: BlockContext) -> Routing:
+    """A mixture of attention's decision, with what is known of its tokens."""
+    valid_BL, ids_BL = context.valid_BL, context.sequence_ids_BL
+    return replace(
+        routing,
+        valid_T=None if valid_BL is None else valid_BL.reshape(-1),
+        sequence_ids_T=None if ids_BL is None else ids_BL.reshape(-1),
+    )
 
 
 def build_mixer(config: ModelConfig, mixer: MixerConfig) -> nn.Module:

@@ -6,6 +6,8 @@ LatentKVCache   latents and rotary keys (MLA), with an indexer's keys
 StateCache      the last inputs of a convolution and the state of a recurrence
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,15 @@ class LayerKVCache:
     """Slot of the first key that append returns."""
 
     def __init__(
-        self, shape_BGSP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+        self,
+        shape_BGSP: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        v_width: int | None = None,
     ) -> None:
+        """`shape_BGSP` of the keys; `v_width` of a value, None for that of a key."""
         self._k = torch.empty(shape_BGSP, dtype=dtype, device=device)
-        self._v = torch.empty_like(self._k)
+        self._v = torch.empty((*shape_BGSP[:3], v_width or shape_BGSP[3]), dtype=dtype, device=device)
         self.length = 0
 
     def append(self, k_BGLP: Tensor, v_BGLP: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,21 +54,30 @@ class LayerKVCache:
         """Views of keys and values of the positions so far."""
         return self._k[:, :, : self.length], self._v[:, :, : self.length]
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self.append(*_right_aligned(rows, dim=2))
+
     def values(self) -> int:
         """Numbers held for the positions so far."""
-        return 2 * self._k[:, :, : self.length].numel()
+        return sum(t.numel() for t in self.held())
 
 
 class BoundedKVCache:
     """Keys and values of one layer, of the positions that a next token can still see."""
 
     def __init__(
-        self, shape_BGWP: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+        self,
+        shape_BGWP: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        v_width: int | None = None,
     ) -> None:
-        """`shape_BGWP` with the reach W: a token sees at most W positions, its own included."""
+        """`shape_BGWP` of the keys, with the reach W: a token sees at most W positions, its own included;
+        `v_width` of a value, None for that of a key."""
         batch, groups, self.reach, width = shape_BGWP
         self._k = torch.empty((batch, groups, 0, width), dtype=dtype, device=device)
-        self._v = torch.empty_like(self._k)
+        self._v = torch.empty((batch, groups, 0, v_width or width), dtype=dtype, device=device)
         self.length = 0
 
     @property
@@ -83,9 +99,13 @@ class BoundedKVCache:
         """Keys and values from slot first_key on; appending replaces them, and never writes into them."""
         return self._k, self._v
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self._k, self._v = _right_aligned(rows, dim=2)
+
     def values(self) -> int:
         """Numbers held."""
-        return 2 * self._k.numel()
+        return self._k.numel() + self._v.numel()
 
 
 class LatentKVCache:
@@ -113,6 +133,10 @@ class LatentKVCache:
         """Views of the rows so far."""
         return tuple(held[:, : self.length] for held in self._rows)
 
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over what caches of single sequences hold; each ends where the longest does."""
+        self.append(*_right_aligned(rows, dim=1))
+
     def values(self) -> int:
         """Numbers held for the positions so far."""
         return sum(held[:, : self.length].numel() for held in self._rows)
@@ -134,9 +158,32 @@ class StateCache:
         self.conv, self.state = conv.clone(), state
         self.length += length
 
+    def held(self) -> tuple[Tensor, ...]:
+        """What the last token left; nothing before the first."""
+        return () if self.conv is None or self.state is None else (self.conv, self.state)
+
+    def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
+        """Take over the states of single sequences."""
+        self.conv, self.state = (torch.cat(parts) for parts in zip(*rows, strict=True))
+
     def values(self) -> int:
         """Numbers held."""
-        return sum(t.numel() for t in (self.conv, self.state) if t is not None)
+        return sum(t.numel() for t in self.held())
+
+
+def _right_aligned(rows: Sequence[tuple[Tensor, ...]], dim: int) -> list[Tensor]:
+    """Tensors of one sequence each as one batch; zeros stand before those that are shorter along `dim`."""
+    stacked = []
+    for parts in zip(*rows, strict=True):
+        longest = max(part.shape[dim] for part in parts)
+        shape = list(parts[0].shape)
+        shape[0], shape[dim] = len(parts), longest
+        whole = parts[0].new_zeros(shape)
+        for number, part in enumerate(parts):
+            start = longest - part.shape[dim]
+            whole[number : number + 1].narrow(dim, start, part.shape[dim]).copy_(part)
+        stacked.append(whole)
+    return stacked
 
 
 LayerCaches = LayerKVCache | BoundedKVCache | LatentKVCache | StateCache
@@ -200,6 +247,21 @@ class KVCache:
                 mine.append(k_BGSP, v_BGSP)
             mine.length = positions  # pyrefly: ignore[read-only]
 
+    @classmethod
+    def stacked(cls, config: ModelConfig, rows: Sequence["KVCache"], max_len: int) -> "KVCache":
+        """One cache for the sequences of several, of one each, that ends where the longest of them does."""
+        longest = max(row.length for row in rows)
+        padding = [longest - row.length for row in rows]
+        first = next(t for layer in rows[0].layers for t in layer.held())
+        whole = cls(
+            config, len(rows), max_len, dtype=first.dtype, device=first.device,
+            left_padding_B=torch.tensor(padding, device=first.device) if any(padding) else None,
+        )  # fmt: skip
+        for mine, *theirs in zip(whole.layers, *(row.layers for row in rows), strict=True):
+            mine.stack([layer.held() for layer in theirs])
+            mine.length = longest  # pyrefly: ignore[read-only]
+        return whole
+
     def values(self) -> int:
         """Numbers held in all layers."""
         return sum(layer.values() for layer in self.layers)
@@ -216,7 +278,7 @@ def _layer_cache(
     if isinstance(mixer, GatedDeltaConfig):
         return StateCache()
     if isinstance(mixer, MLAConfig):
-        index = () if mixer.indexer is None else (mixer.indexer.head_dim,)
+        index = () if mixer.own_indexer is None else (mixer.own_indexer.head_dim,)
         widths = (mixer.kv_lora_rank, mixer.rope_head_dim, *index)
         return LatentKVCache(batch, max_len, widths, dtype, device)
     if isinstance(mixer, MixtureOfAttentionConfig):
@@ -226,5 +288,5 @@ def _layer_cache(
     width = config.gqa_head_dim(mixer)
     reach = count_mixer(mixer, config.d_model).cache_reach
     if reach is not None and reach < max_len:
-        return BoundedKVCache((batch, mixer.num_kv_heads, reach, width), dtype, device)
-    return LayerKVCache((batch, mixer.num_kv_heads, max_len, width), dtype, device)
+        return BoundedKVCache((batch, mixer.num_kv_heads, reach, width), dtype, device, mixer.v_head_dim)
+    return LayerKVCache((batch, mixer.num_kv_heads, max_len, width), dtype, device, mixer.v_head_dim)

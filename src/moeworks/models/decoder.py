@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moeworks.config.model import ModelConfig
-from moeworks.errors import check
-from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs
+from moeworks.errors import ConfigError, check
+from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs, token_positions
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
-from moeworks.models.block import Block, BlockContext, BlockRoutings
+from moeworks.models.block import NOTHING, Block, BlockContext, BlockRoutings
 from moeworks.models.cache import KVCache
 from moeworks.models.init import init_decoder_
 from moeworks.models.mtp import MTPLayer
@@ -78,6 +78,7 @@ class Decoder(nn.Module):
         *,
         document_ids_BL: Tensor | None = None,
         valid_BL: Tensor | None = None,
+        token_types_BL: Tensor | None = None,
         cache: KVCache | None = None,
         last_only: bool = False,
         ahead: bool = False,
@@ -91,27 +92,34 @@ class Decoder(nn.Module):
                 its own for the sequence-wise loss.
             valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
                 cache's `left_padding_B`.
+            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask.
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
             ahead: run the MTP layers too, over all positions, without a cache; their routings come last.
 
-        Raises ConfigError when the positions exceed max_seq_len.
+        Raises ConfigError when the positions exceed max_seq_len, and outside of training when experts
+        depend on later tokens.
         """
-        inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache)
+        self._refuse_to_look_ahead()
+        inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
         x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
-        routings = []
+        routings, carry = [], NOTHING
         for index, block in enumerate(self.layers):
             layer_inputs = inputs[choices[index]]
             if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
-                x_BLD, decided = checkpoint(block, x_BLD, layer_inputs, context, use_reentrant=False)
+                x_BLD, decided, carry = checkpoint(
+                    block, x_BLD, layer_inputs, context, None, carry, use_reentrant=False
+                )
             else:
-                x_BLD, decided = block(x_BLD, layer_inputs, context, cache and cache.layers[index])
+                x_BLD, decided, carry = block(
+                    x_BLD, layer_inputs, context, cache and cache.layers[index], carry
+                )
             routings.append(decided)
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
         predicted: list[Tensor] = []
         if ahead:
-            predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL)
+            predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL, token_types_BL)
             routings += decided
         return DecoderOutput(
             _computed(hidden_BLD),
@@ -127,6 +135,7 @@ class Decoder(nn.Module):
         hidden_BLD: Tensor,
         document_ids_BL: Tensor | None,
         valid_BL: Tensor | None,
+        token_types_BL: Tensor | None,
     ) -> tuple[list[Tensor], list[BlockRoutings]]:
         """The MTP layers one after the other, each over one position less than the one before."""
         predicted, routings = [], []
@@ -136,8 +145,9 @@ class Decoder(nn.Module):
             documents = None if document_ids_BL is None else document_ids_BL[:, shorter]
             # A position counts only as long as the token that it ends in is no padding.
             valid = None if valid_BL is None else valid_BL[:, depth:]
-            inputs, context = self._context(tokens_BL, documents, valid, None)
-            choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[-1]
+            types = None if token_types_BL is None else token_types_BL[:, depth:]
+            inputs, context = self._context(tokens_BL, documents, valid, None, types)
+            choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[self.config.mtp_like]
             hidden_BLD, decided = layer(
                 hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
             )
@@ -167,6 +177,7 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor | None,
         valid_BL: Tensor | None,
         cache: KVCache | None,
+        token_types_BL: Tensor | None = None,
     ) -> tuple[tuple[MixerInputs, ...], BlockContext]:
         """The inputs of each mixer of the config, and what all layers share."""
         start = cache.length if cache is not None else 0
@@ -184,7 +195,26 @@ class Decoder(nn.Module):
             mixer_inputs(mixer, self.config, slots, first)
             for mixer, first in zip(mixers, first_keys, strict=True)
         )
-        return inputs, BlockContext(valid_BL, _sequence_ids(tokens_BL, document_ids_BL))
+        return inputs, BlockContext(
+            valid_BL=valid_BL,
+            sequence_ids_BL=_sequence_ids(tokens_BL, document_ids_BL),
+            token_ids_BL=tokens_BL,
+            token_types_BL=token_types_BL,
+            positions_BL=token_positions(slots).expand_as(tokens_BL),
+        )
+
+    def _refuse_to_look_ahead(self) -> None:
+        """What predicts the next token must not know it: refuse, but in training, experts that do."""
+        if self.training:
+            return
+        for block in self.layers:
+            ahead = block.mlp.looks_ahead() if isinstance(block.mlp, MoE) else None
+            if ahead is not None:
+                raise ConfigError(
+                    f"model.router.choice = {self.config.router.choice.kind!r}, model.capacity.drop_policy ="
+                    f" {self.config.capacity.drop_policy!r}: {ahead}; a loss in evaluation would know what it"
+                    " predicts, and generation could not repeat it: take a causal variant, or another kind"
+                )
 
 
 def _first_keys(config: ModelConfig, cache: KVCache | None) -> list[int]:

@@ -22,7 +22,7 @@ class MTPLayer(nn.Module):
         self.embed_norm = make_norm(config, config.d_model)
         self.hidden_norm = make_norm(config, config.d_model)
         self.proj = nn.Linear(2 * config.d_model, config.d_model, bias=False)
-        self.block = Block(config, config.num_layers - 1, backend=backend)
+        self.block = Block(config, config.mtp_like, backend=backend)
         self.final_norm = make_norm(config, config.d_model, config.norm.final_eps)
 
     def forward(
@@ -35,5 +35,5 @@ class MTPLayer(nn.Module):
     ) -> tuple[Tensor, BlockRoutings]:
         """The normalised stream for the token after the next, and the layer's routing decisions."""
         joined = torch.cat([self.embed_norm(next_embedded_BLD), self.hidden_norm(hidden_BLD)], dim=-1)
-        x_BLD, routings = self.block(self.proj(joined), inputs, context, cache)
+        x_BLD, routings, _ = self.block(self.proj(joined), inputs, context, cache)
         return self.final_norm(x_BLD), routings

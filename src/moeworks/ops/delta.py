@@ -3,7 +3,9 @@
     S_t = exp(g_t) S_{t-1} + k_t (beta_t (v_t - k_t^T exp(g_t) S_{t-1}))^T        o_t = S_t^T q_t / sqrt(dk)
 
 Token by token that is `delta_step`; `delta_chunks` computes the same with matrix products inside chunks: the
-corrections of a chunk's tokens solve one triangular system.
+corrections of a chunk's tokens solve one triangular system. g_t is a number, or one per row of S (Kimi delta
+attention, Kimi team 2025, section 3). Then each pair of a chunk's tokens has a decay per row, so chunks are
+short; decays are never inverted, which would overflow.
 """
 
 from typing import NamedTuple
@@ -12,11 +14,13 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
+CHUNK_OF_CHANNELS = 16
 _NORM_EPS = 1e-6
 
 
 class DeltaInputs(NamedTuple):
-    """Queries, keys [B, H, L, dk] and values [B, H, L, dv], log decays and step sizes [B, H, L]."""
+    """Queries, keys [B, H, L, dk] and values [B, H, L, dv], step sizes [B, H, L], log decays the same or per
+    row of the state, [B, H, L, dk]."""
 
     q: Tensor
     k: Tensor
@@ -43,10 +47,12 @@ def gated_delta(
     wide = DeltaInputs(q, k, v, log_decay, beta)
     if state is None:
         state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
-    if v.shape[2] == 1 and segments_BL is None:
-        out, state = delta_step(wide, state.to(kind))
-    else:
-        out, state = delta_chunks(wide, state.to(kind), segments_BL)
+    # Autocast would compute the products of a recurrence in a low precision.
+    with torch.autocast(v.device.type, enabled=False):
+        if v.shape[2] == 1 and segments_BL is None:
+            out, state = delta_step(wide, state.to(kind))
+        else:
+            out, state = delta_chunks(wide, state.to(kind), segments_BL)
     return out.to(inputs.v.dtype), state
 
 
@@ -58,16 +64,18 @@ def unit_length(x: Tensor) -> Tensor:
 def delta_step(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token (L = 1), as the formula says; q comes scaled, q and k normalised."""
     q, k, v, log_decay, beta = (x.squeeze(2) for x in inputs)
-    state = state * log_decay.exp()[..., None, None]
+    state = state * (log_decay[..., None] if log_decay.dim() == 2 else log_decay).exp()[..., None]
     correction = (v - torch.einsum("bhkv,bhk->bhv", state, k)) * beta[..., None]
     state = state + k[..., :, None] * correction[..., None, :]
     return torch.einsum("bhkv,bhk->bhv", state, q).unsqueeze(2), state
 
 
 def delta_chunks(
-    inputs: DeltaInputs, state: Tensor, segments_BL: Tensor | None = None, size: int = CHUNK
+    inputs: DeltaInputs, state: Tensor, segments_BL: Tensor | None = None, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same over L tokens, `size` at a time."""
+    if size is None:
+        size = CHUNK if inputs.log_decay.dim() == 3 else CHUNK_OF_CHANNELS
     outs, previous_B1 = [], None if segments_BL is None else segments_BL[:, :1]
     for start in range(0, inputs.v.shape[2], size):
         piece = DeltaInputs(*(x[:, :, start : start + size] for x in inputs))
@@ -82,23 +90,37 @@ def _chunk(
     inputs: DeltaInputs, state: Tensor, segments_BC: Tensor | None, previous_B1: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v, log_decay, beta = inputs
-    total = log_decay.cumsum(-1)
-    # Decay from token j to token i, 0 above the diagonal and between segments.
-    pairs = (total[..., :, None] - total[..., None, :]).tril().exp().tril()
-    from_start, to_end = total.exp(), (total[..., -1:] - total).exp()
+    # [B, H, C, dk], or 1 in the place of dk.
+    total = (log_decay[..., None] if log_decay.dim() == 3 else log_decay).cumsum(-2)
+    pairs = _decays_of_pairs(total)
+    from_start, to_end = total.exp(), (total[..., -1:, :] - total).exp()
     if segments_BC is not None and previous_B1 is not None:
-        pairs = pairs * (segments_BC[:, None, :, None] == segments_BC[:, None, None, :])
-        from_start = from_start * (segments_BC == previous_B1)[:, None]
-        to_end = to_end * (segments_BC == segments_BC[:, -1:])[:, None]
+        pairs = pairs * (segments_BC[:, None, :, None] == segments_BC[:, None, None, :])[..., None]
+        from_start = from_start * (segments_BC == previous_B1)[:, None, :, None]
+        to_end = to_end * (segments_BC == segments_BC[:, -1:])[:, None, :, None]
     k_beta = k * beta[..., None]
-    system = (k_beta @ k.transpose(-1, -2) * pairs).tril(-1)
-    right = torch.cat([v * beta[..., None], k_beta * from_start[..., None]], dim=-1)
+    system = _decayed_products(k_beta, k, pairs).tril(-1)
+    right = torch.cat([v * beta[..., None], k_beta * from_start], dim=-1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
     corrections = values - keys @ state
-    out = (q * from_start[..., None]) @ state + (q @ k.transpose(-1, -2) * pairs) @ corrections
-    state = state * from_start[..., -1, None, None] + (k * to_end[..., None]).transpose(-1, -2) @ corrections
+    out = (q * from_start) @ state + _decayed_products(q, k, pairs) @ corrections
+    state = state * from_start[..., -1, :, None] + (k * to_end).transpose(-1, -2) @ corrections
     return out, state
+
+
+def _decays_of_pairs(total: Tensor) -> Tensor:
+    """[B, H, C, C, dk or 1]: decay from token j to token i, 0 above the diagonal."""
+    lower = torch.ones(total.shape[-2], total.shape[-2], dtype=torch.bool, device=total.device).tril()
+    between = total[..., :, None, :] - total[..., None, :, :]
+    return between.masked_fill(~lower[..., None], -torch.inf).exp()
+
+
+def _decayed_products(x: Tensor, k: Tensor, pairs: Tensor) -> Tensor:
+    """[B, H, C, C]: x_i . k_j, what lies between them decayed."""
+    if pairs.shape[-1] == 1:
+        return x @ k.transpose(-1, -2) * pairs[..., 0]
+    return torch.einsum("bhid,bhijd,bhjd->bhij", x, pairs, k)
 
 
 def causal_conv(x_BLC: Tensor, weight_CK: Tensor, segments_BL: Tensor | None = None) -> Tensor:

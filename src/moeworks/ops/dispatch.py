@@ -40,30 +40,33 @@ def dispatch(routing: Routing, num_experts: int) -> Dispatch:
 
 
 def apply_capacity(routing: Routing, config: CapacityConfig, *, training: bool) -> Routing:
-    """The routing with `kept_TK` set: padding is never computed, and experts over capacity drop.
+    """The routing with `kept_TK` set: padding and empty slots are never computed, experts over capacity drop.
 
-    Capacity is ceil(factor * T * K / E) (Switch, section 2.2) over the T valid tokens, at least
-    min_capacity; since a token chooses an expert once, it never binds above T. By position, later tokens
-    (then later slots) are dropped; by probability, those with the smallest router probability.
+    Capacity is ceil(factor * A / E) (Switch, section 2.2) over the A = T * K assignments of valid tokens, at
+    least min_capacity; since a token chooses an expert once, it never binds above T. By position, later
+    tokens (then later slots) are dropped; by probability, those with the smallest router probability; by
+    batch priority, later slots first, and in a slot the tokens whose best router probability is smallest.
     """
     factor = config.capacity_factor if training else config.eval_capacity_factor
-    valid_TK = None
+    present_TK = routing.filled_TK
     if routing.valid_T is not None:
         valid_TK = routing.valid_T[:, None].expand_as(routing.expert_ids_TK)
+        present_TK = valid_TK if present_TK is None else present_TK & valid_TK
     if factor is None:
-        return replace(routing, kept_TK=valid_TK)
+        return replace(routing, kept_TK=present_TK)
     capacity = _capacity(routing, factor, config.min_capacity)
     kept_TK = _rank_in_expert(routing, config.drop_policy) < capacity
-    return replace(routing, kept_TK=kept_TK if valid_TK is None else kept_TK & valid_TK)
+    return replace(routing, kept_TK=kept_TK if present_TK is None else kept_TK & present_TK)
 
 
 def _capacity(routing: Routing, factor: float, min_capacity: int) -> int | Tensor:
-    """The limit; a tensor when the number of valid tokens is one, so that nothing waits for the device."""
-    share = factor * routing.top_k / routing.num_experts
+    """The limit; a tensor when the number of assignments is one, so that nothing waits for the device."""
     tokens = routing.expert_ids_TK.shape[0]
-    if routing.valid_T is None:
-        return min(max(_ceil(share * tokens), min_capacity), tokens)
-    exact = (routing.num_tokens.double() * share - _ROUNDING).ceil().long()
+    if routing.valid_T is None and not routing.variable:
+        assigned = tokens * routing.top_k
+        return min(max(_ceil(factor * assigned / routing.num_experts), min_capacity), tokens)
+    share = routing.num_assignments().double() * factor / routing.num_experts
+    exact = (share - _ROUNDING).ceil().long()
     return torch.minimum(exact.clamp(min=min_capacity), routing.num_tokens)
 
 
@@ -77,10 +80,7 @@ def _ceil(value: float) -> int:
 def _rank_in_expert(routing: Routing, drop_policy: str) -> Tensor:
     """int64 [T, K]: how many assignments to the same expert come before each one. Padding comes last."""
     ids_N = routing.expert_ids_TK.reshape(-1)
-    priority_N = torch.arange(ids_N.numel(), device=ids_N.device)
-    if drop_policy == "probability":
-        chosen_N = routing.router_probs_TE.detach().gather(1, routing.expert_ids_TK).reshape(-1)
-        priority_N = chosen_N.argsort(descending=True, stable=True)
+    priority_N = _priority(routing, drop_policy)
     if routing.valid_T is not None:
         padding_N = (~routing.valid_T).repeat_interleave(routing.top_k)
         priority_N = priority_N[padding_N[priority_N].to(torch.int8).argsort(stable=True)]
@@ -91,3 +91,17 @@ def _rank_in_expert(routing: Routing, drop_policy: str) -> Tensor:
     # Sorting the order inverts it; a scatter would be cheaper, but torch 2.13's inductor then compares the
     # ranks with the capacity before they are written.
     return rank_N[order_N.argsort()].view_as(routing.expert_ids_TK)
+
+
+def _priority(routing: Routing, drop_policy: str) -> Tensor:
+    """int64 [N]: the assignments in the order in which they take capacity."""
+    ids_TK = routing.expert_ids_TK
+    places_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
+    if drop_policy == "position":
+        return places_TK.reshape(-1)
+    # Empty slots take no capacity: what stands in for their probability does not matter.
+    chosen_TK = routing.router_probs_TE.detach().gather(1, ids_TK.clamp(max=routing.num_experts - 1))
+    if drop_policy == "probability":
+        return chosen_TK.reshape(-1).argsort(descending=True, stable=True)
+    best_T = chosen_TK.masked_fill(ids_TK == routing.num_experts, -torch.inf).amax(dim=1)
+    return places_TK[best_T.argsort(descending=True, stable=True)].t().reshape(-1)

@@ -9,6 +9,23 @@ DEAD_LOAD = 0.01
 """An expert is called dead when it takes less than this share of a balanced load."""
 
 
+def effective_experts(counts_E: Tensor) -> Tensor:
+    """float64 [...] of counts [..., E]: exp H(load), the experts of a balanced layer with this entropy."""
+    load = counts_E.double() / counts_E.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(load).sum(dim=-1).exp()
+
+
+def breadth(counts_E: Tensor, top_k: int) -> Tensor:
+    """float64 [...] of counts [..., E]: (effective experts - K) / (E - K), within [0, 1].
+
+    1 where all experts do the same, 0 where all tokens take the same K; 1 where K = E leaves no choice.
+    """
+    experts = counts_E.shape[-1]
+    if experts <= top_k:
+        return torch.ones(counts_E.shape[:-1], dtype=torch.float64)
+    return ((effective_experts(counts_E) - top_k) / (experts - top_k)).clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class LoadFigures:
     """One value per layer."""

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from moeworks.config.balance import BalanceConfig
 from moeworks.errors import check
-from moeworks.ops.routing import Routing, count_assignments, stable_top_k
+from moeworks.ops.routing import Routing, count_assignments
+from moeworks.ops.scoring import stable_top_k
 
 _TINY = 1e-20
 
@@ -63,8 +64,7 @@ def step_totals(routing: Routing, config: BalanceConfig) -> StepTotals:
 
 def load_counts(routing: Routing) -> Tensor:
     """int64 [E]: assignments per expert as the losses count them, without the influence of expert_bias."""
-    ids_TK = routing.expert_ids_TK if routing.unbiased_ids_TK is None else routing.unbiased_ids_TK
-    return count_assignments(ids_TK, routing.num_experts, routing.valid_T)
+    return count_assignments(routing.counted_ids_TK, routing.num_experts, routing.valid_T)
 
 
 def switch_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
@@ -79,12 +79,15 @@ def switch_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
 def sequence_loss(routing: Routing) -> Tensor:
     """The sequence-wise loss of DeepSeek-V3 (section 2.1.2, eqs. 17 to 20), without its alpha.
 
-    f_e counts TopK of the raw scores. Sequences are weighted by their valid tokens, which for sequences of
-    equal length is the paper's mean; that keeps it independent of packing and of micro-batching.
+    f_e counts TopK of the raw scores; a choice that is not top-k is counted as it is, with its mean k.
+    Sequences are weighted by their valid tokens, which for sequences of equal length is the paper's mean;
+    that keeps it independent of packing and of micro-batching.
     """
     probs_TE = _normalised_probs(routing)
-    chosen_TE = torch.zeros_like(probs_TE, dtype=torch.bool)
-    chosen_TE.scatter_(1, stable_top_k(routing.router_probs_TE.detach(), routing.top_k), True)
+    ids_TK = routing.counted_ids_TK
+    if routing.ranked:
+        ids_TK = stable_top_k(routing.router_probs_TE.detach(), routing.top_k)
+    chosen_TE = _chosen(ids_TK, routing.num_experts)
     valid_T = _valid(routing)
     if routing.sequence_ids_T is None:
         ids_T = torch.zeros_like(valid_T, dtype=torch.int64)
@@ -93,7 +96,8 @@ def sequence_loss(routing: Routing) -> Tensor:
     sequences = int(ids_T.max()) + 1 if ids_T.numel() else 0
     sums = partial(_sum_by, ids_T, sequences)
     tokens_S1 = sums(valid_T[:, None]).clamp(min=1)
-    f_SE = sums(chosen_TE * valid_T[:, None]) * (routing.num_experts / routing.top_k) / tokens_S1
+    f_SE = sums(chosen_TE * valid_T[:, None])
+    f_SE = f_SE * routing.num_experts / f_SE.sum(dim=1, keepdim=True).clamp(min=1)
     p_SE = sums(probs_TE * valid_T[:, None]) / tokens_S1
     per_sequence_S = (f_SE * p_SE).sum(dim=1)
     return (per_sequence_S * tokens_S1.squeeze(1)).sum() / valid_T.sum().clamp(min=1)
@@ -126,10 +130,8 @@ def communication_loss(routing: Routing, num_devices: int, step: StepTotals | No
 def tokens_per_device(routing: Routing, num_devices: int) -> Tensor:
     """float [d]: valid tokens with at least one expert on the device, as the losses count them."""
     valid_T = _valid(routing)
-    ids_TK = routing.expert_ids_TK if routing.unbiased_ids_TK is None else routing.unbiased_ids_TK
-    sent_Td = torch.zeros(ids_TK.shape[0], num_devices, dtype=valid_T.dtype, device=ids_TK.device)
-    sent_Td.scatter_(1, ids_TK // (routing.num_experts // num_devices), 1.0)
-    return (sent_Td * valid_T[:, None]).sum(dim=0)
+    devices_TK = routing.counted_ids_TK // (routing.num_experts // num_devices)
+    return (_chosen(devices_TK, num_devices) * valid_T[:, None]).sum(dim=0)
 
 
 def entropy_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
@@ -285,6 +287,12 @@ def _load_share(routing: Routing, step: StepTotals | None) -> Tensor:
 def _part_of(total: Tensor, own: Tensor) -> Tensor:
     """The value of `total` with the gradient of `own`, one of its terms."""
     return total + (own - own.detach())
+
+
+def _chosen(ids_TK: Tensor, count: int) -> Tensor:
+    """bool [T, count]: whether a token has the id; an empty slot's is `count`."""
+    chosen = torch.zeros(ids_TK.shape[0], count + 1, dtype=torch.bool, device=ids_TK.device)
+    return chosen.scatter_(1, ids_TK, True)[:, :count]
 
 
 def _sum_by(ids_T: Tensor, groups: int, values: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def _values(model: ModelConfig, context: int, ranks: int, *, read: bool) -> floa
 
 def _scorer_values(mixer: MixerConfig) -> int:
     """Values per token that a sparse attention's scorer keeps."""
-    return mixer.indexer.head_dim if isinstance(mixer, MLAConfig) and mixer.indexer is not None else 0
+    index = mixer.own_indexer if isinstance(mixer, MLAConfig) else None
+    return 0 if index is None else index.head_dim
 
 
 def _query_heads(mixer: MixerConfig) -> int:

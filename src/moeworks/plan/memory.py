@@ -109,7 +109,7 @@ def activation_bytes(work: Workload) -> int:
     model, moe = work.model, work.model.moe
     tokens = min(work.prefill_tokens, work.batch * work.context)
     inner = max(_inner_width(mixer, model.d_model) for mixer, _ in mixers_of(model))
-    if len(model.moe_layers) < model.num_layers:
+    if model.dense_blocks:
         inner = max(inner, _branches(model.mlp.mlp_activation) * model.mlp.d_ff)
     if model.moe_layers:
         branches = _branches(moe.activation)
@@ -181,7 +181,9 @@ def _inner_width(mixer: MixerConfig, d_model: int) -> int:
     match mixer:
         case GQAConfig():
             width = mixer.head_dim or d_model // mixer.num_heads
-            return width * (mixer.num_heads * (2 + mixer.output_gate) + 2 * mixer.num_kv_heads)
+            v_width = mixer.v_head_dim or width
+            outputs = mixer.num_heads * v_width * (1 + mixer.output_gate)
+            return mixer.num_heads * width + outputs + mixer.num_kv_heads * (width + v_width)
         case GatedDeltaConfig():
             return 2 * mixer.key_width + 3 * mixer.value_width
         case MixtureOfAttentionConfig():

@@ -75,7 +75,7 @@ def matrices(model: ModelConfig) -> list[Matrix]:
         for mixer, layers in mixers_of(model)
         for matrix in _mixer(mixer, d)
     ]
-    found += _mlp("dense_mlp", d, model.mlp.d_ff, model.mlp.mlp_activation, model.num_layers - moe_layers)
+    found += _mlp("dense_mlp", d, model.mlp.d_ff, model.mlp.mlp_activation, model.dense_blocks)
     found += _mlp("experts", d, moe.d_expert, moe.activation, moe_layers * moe.num_experts)
     if moe.num_shared_experts:
         found += _mlp("shared", d, moe.shared_width, moe.activation, moe_layers)
@@ -113,8 +113,14 @@ def _attention(mixer: GQAConfig | MLAConfig | GatedDeltaConfig, d_model: int) ->
 
 def _gqa(mixer: GQAConfig, d_model: int) -> list[tuple[int, int]]:
     width = mixer.head_dim or d_model // mixer.num_heads
-    queries, keys = mixer.num_heads * width, mixer.num_kv_heads * width
-    return [(queries * (1 + mixer.output_gate), d_model), *[(keys, d_model)] * 2, (d_model, queries)]
+    v_width = mixer.v_head_dim or width
+    outputs = mixer.num_heads * v_width
+    return [
+        (mixer.num_heads * width + outputs * mixer.output_gate, d_model),
+        (mixer.num_kv_heads * width, d_model),
+        (mixer.num_kv_heads * v_width, d_model),
+        (d_model, outputs),
+    ]
 
 
 def _mla(mixer: MLAConfig, d_model: int) -> list[tuple[int, int]]:
@@ -129,8 +135,8 @@ def _mla(mixer: MLAConfig, d_model: int) -> list[tuple[int, int]]:
         (heads * (mixer.nope_head_dim + mixer.v_head_dim), rank),
         (d_model, heads * mixer.v_head_dim),
     ]
-    if mixer.indexer is not None and mixer.q_lora_rank is not None:
-        index = mixer.indexer
+    index = mixer.own_indexer
+    if index is not None and mixer.q_lora_rank is not None:
         shapes += [
             (index.num_heads * index.head_dim, mixer.q_lora_rank),
             (index.head_dim, d_model),
@@ -140,8 +146,14 @@ def _mla(mixer: MLAConfig, d_model: int) -> list[tuple[int, int]]:
 
 
 def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> list[tuple[int, int]]:
-    return [
-        (2 * mixer.key_width + 2 * mixer.value_width, d_model),
-        (2 * mixer.num_value_heads, d_model),
+    shapes = [
+        (2 * mixer.key_width + mixer.value_width, d_model),
+        (mixer.num_value_heads, d_model),
         (d_model, mixer.value_width),
     ]
+    for controls in (mixer.value_width, mixer.num_decays):
+        if mixer.latent_rank is None:
+            shapes.append((controls, d_model))
+        else:
+            shapes += [(mixer.latent_rank, d_model), (controls, mixer.latent_rank)]
+    return shapes

@@ -73,6 +73,7 @@ def finish(axes: Any, title: str, labels: tuple[str, str]) -> None:
     axes.set_title(title, loc="left", fontweight="bold", parse_math=False)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
+    axes.locator_params(axis="x", integer=True)
     axes.grid(color="#e4e5e8")
     axes.set_axisbelow(True)
     for side in ("top", "right"):

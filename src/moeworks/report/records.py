@@ -24,7 +24,7 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return _floats(value.astype(np.float64))
+        return _rounded(value.tolist())
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, list | tuple):
@@ -34,8 +34,8 @@ def as_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _floats(array: np.ndarray) -> Any:
-    return _one(float(array)) if array.ndim == 0 else [_floats(part) for part in array]
+def _rounded(value: Any) -> Any:
+    return [_rounded(part) for part in value] if isinstance(value, list) else _one(value)
 
 
 def _one(value: float) -> float | None:

@@ -71,6 +71,7 @@ def simulate_cache(
 
     Raises ConfigError for a capacity that is negative or more than there are.
     """
+    trace.require_full_slots("a cache")
     header = trace.header
     most = header.num_experts * (len(header.layers) if scope == "global" else 1)
     check(0 <= capacity <= most, "capacity", capacity, f"must lie between 0 and {most} experts")

@@ -44,6 +44,7 @@ def communication(
 
     Raises ConfigError when the devices do not divide the experts, or M is out of range.
     """
+    trace.require_full_slots("communication")
     header = trace.header
     check_devices(header.num_experts, num_devices)
     limit = num_devices if max_devices is None else max_devices

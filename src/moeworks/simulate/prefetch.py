@@ -37,6 +37,7 @@ def prefetch_recall(trace: RoutingTrace, guess: Guess, budgets: tuple[int, ...])
 
     Raises ConfigError for a budget that is no number of experts, and for fewer than two sequences.
     """
+    trace.require_full_slots("prefetching")
     experts = trace.header.num_experts
     good = bool(budgets) and all(1 <= budget <= experts for budget in budgets)
     check(good, "budgets", budgets, f"must lie between 1 and {experts}")

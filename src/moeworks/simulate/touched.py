@@ -61,6 +61,7 @@ def window_experts(
 
 
 def _touched(trace: RoutingTrace, sizes: tuple[int, ...], groups: list[np.ndarray | None]) -> TouchedTable:
+    trace.require_full_slots("counting distinct experts")
     header = trace.header
     distinct = np.full((len(header.layers), len(sizes)), np.nan)
     for place, layer in enumerate(header.layers):

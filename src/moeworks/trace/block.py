@@ -47,11 +47,11 @@ class LayerColumns:
     """The routing of one layer."""
 
     ids: np.ndarray
-    """uint8 or uint16 [T, K], best first."""
+    """uint8 or uint16 [T, K], best first; the id E in slots that are empty, which come last."""
     weights: np.ndarray | None = None
     """float16 [T, K], as they enter the mix."""
     kept: np.ndarray | None = None
-    """bool [T, K], False where capacity dropped the assignment."""
+    """bool [T, K], False where capacity dropped the assignment, and in empty slots."""
     entropy: np.ndarray | None = None
     """float16 [T], nats of the router's probabilities, normalised over experts."""
     margin: np.ndarray | None = None
@@ -125,9 +125,14 @@ def _places(sequence: np.ndarray) -> np.ndarray:
     return np.arange(len(sequence)) - np.repeat(starts, np.diff(np.r_[starts, len(sequence)]))
 
 
-def id_dtype(num_experts: int) -> np.dtype:
-    """uint8 up to 256 experts, uint16 beyond."""
-    return np.dtype(np.uint8 if num_experts <= 256 else np.uint16)
+def id_dtype(num_ids: int) -> np.dtype:
+    """uint8 for up to 256 different ids, uint16 beyond."""
+    return np.dtype(np.uint8 if num_ids <= 256 else np.uint16)
+
+
+def filled_slots(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    """bool, True where `ids` holds an expert and False where it marks an empty slot."""
+    return ids != num_experts
 
 
 def check_block(block: TraceBlock, header: TraceHeader) -> None:

@@ -62,12 +62,12 @@ def count_experts(trace: RoutingTrace, by: Literal["all", "domain", "sequence"] 
 
 
 def count_groups(ids: np.ndarray, groups: np.ndarray, num_groups: int, num_experts: int) -> np.ndarray:
-    """int64 [groups, E]: assignments of ids [T, K] by the group [T] of their token."""
-    base = groups.astype(np.int64) * num_experts
-    counts = np.zeros(num_groups * num_experts, np.int64)
+    """int64 [groups, E]: assignments of ids [T, K] by the group [T] of their token; no empty slots."""
+    base = groups.astype(np.int64) * (num_experts + 1)
+    counts = np.zeros(num_groups * (num_experts + 1), np.int64)
     for slot in range(ids.shape[1]):  # slot by slot: an eighth of the memory at K = 8
         counts += np.bincount(base + ids[:, slot], minlength=len(counts))
-    return counts.reshape(num_groups, num_experts)
+    return counts.reshape(num_groups, num_experts + 1)[:, :num_experts]
 
 
 def read_counts(path: str | Path, layers: Sequence[int] | None = None) -> ExpertCounts:

@@ -15,7 +15,7 @@ def distinct_by_load(used: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return (1 - (1 - np.minimum(used, 1)) ** np.asarray(tokens)[:, None]).sum(axis=1)
 
 
-def distinct_uniform(num_experts: int, top_k: int, tokens: np.ndarray) -> np.ndarray:
+def distinct_uniform(num_experts: int, top_k: float, tokens: np.ndarray) -> np.ndarray:
     """float [n]: E (1 - (1 - K/E)^B), the experts that B [n] tokens touch when all choices are alike.
 
     >>> round(float(distinct_uniform(256, 8, np.array([4]))[0]), 1)

@@ -11,6 +11,9 @@ FORMAT = "moeworks.routing-trace"
 VERSION = 1
 """Goes up when a reader of the older version would misread a newer file (docs/trace-format.md)."""
 
+VERSION_WITH_EMPTY_SLOTS = 2
+"""That of traces with empty slots alone: all others are written as version 1, which older readers know."""
+
 METADATA_KEY = b"moeworks.trace"
 """The key of the header in the metadata of the Arrow schema and of the Parquet file."""
 
@@ -26,11 +29,13 @@ class TraceHeader:
     num_experts: int
     """E: ids lie in 0 .. num_experts - 1. Zero-computation experts count, shared ones do not."""
     top_k: int
-    """K, the experts of a token in a layer."""
+    """K, the experts of a token in a layer; with empty slots the most of them."""
     layers: tuple[int, ...]
     """The MoE layers by their index in the model, dense layers counted, ascending."""
     fields: tuple[LayerField, ...] = ()
     """Which optional columns every layer has."""
+    empty_slots: bool = False
+    """Whether tokens may have fewer than top_k experts: their last slots then hold the id num_experts."""
     model: str = "unknown"
     """Name or path of the model."""
     model_fingerprint: str | None = None
@@ -45,7 +50,8 @@ class TraceHeader:
     """Anything that a reader should know, e.g. what a converter could not tell."""
 
     def __post_init__(self) -> None:
-        check(1 <= self.num_experts <= 65_536, "num_experts", self.num_experts, "must lie in 1 .. 65536")
+        most = 65_536 - self.empty_slots
+        check(1 <= self.num_experts <= most, "num_experts", self.num_experts, f"must lie in 1 .. {most}")
         check(
             1 <= self.top_k <= self.num_experts,
             "top_k",
@@ -58,9 +64,18 @@ class TraceHeader:
         in_order = [name for name in LAYER_FIELDS if name in self.fields]
         check(list(self.fields) == in_order, "fields", self.fields, f"must be in the order {LAYER_FIELDS}")
 
+    @property
+    def num_ids(self) -> int:
+        """Ids that a slot may hold: those of the experts, and num_experts where slots may be empty."""
+        return self.num_experts + self.empty_slots
+
     def encode(self) -> bytes:
         """The header as it stands in the metadata: JSON in UTF-8."""
-        content = {"format": FORMAT, "version": VERSION, **to_dict(self)}
+        values = to_dict(self)
+        version = VERSION_WITH_EMPTY_SLOTS if self.empty_slots else VERSION
+        if not self.empty_slots:
+            del values["empty_slots"]
+        content = {"format": FORMAT, "version": version, **values}
         return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
 
 
@@ -74,8 +89,12 @@ def decode_header(metadata: dict[bytes, bytes] | None, source: str) -> TraceHead
         kind, version = values.pop("format"), values.pop("version")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source}: the header of the trace is damaged: {error!r}") from error
-    if kind != FORMAT or version != VERSION:
-        raise DataError(f"{source}: is {kind} version {version}; this program reads {FORMAT} {VERSION}")
+    if kind != FORMAT or version not in (VERSION, VERSION_WITH_EMPTY_SLOTS):
+        known = f"{VERSION} and {VERSION_WITH_EMPTY_SLOTS}"
+        raise DataError(f"{source}: is {kind} version {version}; this program reads {FORMAT} {known}")
+    if (version == VERSION_WITH_EMPTY_SLOTS) != (values.get("empty_slots") is True):
+        empty = values.get("empty_slots")
+        raise DataError(f"{source}: the header is damaged: version {version} with empty_slots = {empty!r}")
     try:
         return from_dict(TraceHeader, values)
     except ConfigError as error:

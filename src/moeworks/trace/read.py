@@ -107,6 +107,11 @@ class RoutingTrace:
         if field not in self.header.fields:
             raise DataError(f"the trace has no {field}; it has: {', '.join(('ids', *self.header.fields))}")
 
+    def require_full_slots(self, purpose: str) -> None:
+        """Raise ConfigError where slots may be empty, which `purpose` cannot do with."""
+        empty = self.header.empty_slots
+        check(not empty, "trace.empty_slots", empty, f"{purpose} needs equally many experts for every token")
+
     def where(self, mask: np.ndarray) -> "RoutingTrace":
         """The tokens where the bool [T] `mask` is True."""
         chosen = np.flatnonzero(mask)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config.model import ModelConfig
@@ -23,7 +24,8 @@ def model_header(
     check(bool(config.moe_layers), "model", "dense", "has no MoE layer, so there is no routing to trace")
     return TraceHeader(
         num_experts=config.router.num_routes,
-        top_k=config.router.top_k,
+        top_k=config.router.slots,
+        empty_slots=config.router.choice.variable,
         layers=config.moe_layers,
         fields=tuple(name for name in LAYER_FIELDS if name in fields),
         **identity,  # pyrefly: ignore[bad-argument-type]
@@ -56,7 +58,13 @@ def record(
 
 def record_layer(routing: Routing, header: TraceHeader) -> LayerColumns:
     """The columns of one layer; fields that the header does not name are not computed."""
-    small = torch.uint8 if id_dtype(header.num_experts) == np.uint8 else torch.uint16
+    check(
+        header.empty_slots or not routing.variable,
+        "trace.empty_slots",
+        header.empty_slots,
+        "the routing may have empty slots, which the header must say",
+    )
+    small = torch.uint8 if id_dtype(header.num_ids) == np.uint8 else torch.uint16
     fields = header.fields
     logits_TE = routing.router_logits_TE
     return LayerColumns(
@@ -79,20 +87,26 @@ def router_entropy(probs_TE: Tensor) -> Tensor:
 def choice_margin(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
     """[T]: the least logit of a chosen expert minus the greatest of the others; inf when all are chosen.
 
-    Without bias and groups that is the k-th logit minus the (k+1)-th.
+    Without bias and groups that is the k-th logit minus the (k+1)-th. Empty slots, whose id is E, do not
+    count; a token without experts has inf too.
     """
-    least_T = logits_TE.gather(1, expert_ids_TK).amin(dim=1)
-    return least_T - logits_TE.scatter(1, expert_ids_TK, -torch.inf).amax(dim=1)
+    plus_TE = F.pad(logits_TE, (0, 1), value=torch.inf)
+    least_T = plus_TE.gather(1, expert_ids_TK).amin(dim=1)
+    return least_T - plus_TE.scatter(1, expert_ids_TK, -torch.inf)[:, :-1].amax(dim=1)
 
 
 def _half(values: Tensor) -> np.ndarray:
     """float16, with what is too large for it at its largest number."""
-    limit = torch.finfo(torch.float16).max
-    finite = values.clamp(-limit, limit)
-    return torch.where(values.isinf(), values, finite).to(torch.float16).cpu().numpy()
+    half = values.to(torch.float16)
+    if bool(half.isinf().any()):
+        limit = torch.finfo(torch.float16).max
+        half = torch.where(values.isinf(), half, half.clamp(-limit, limit))
+    return half.cpu().numpy()
 
 
 def _kept(routing: Routing) -> np.ndarray:
-    if routing.kept_TK is None:
+    if routing.kept_TK is None and not routing.variable:
         return np.ones(tuple(routing.expert_ids_TK.shape), dtype=np.bool_)
-    return routing.kept_TK.cpu().numpy()
+    kept_TK = routing.filled_TK if routing.kept_TK is None else routing.kept_TK
+    assert kept_TK is not None
+    return kept_TK.cpu().numpy()

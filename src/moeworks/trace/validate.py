@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.trace.block import LayerColumns, TokenColumns
+from moeworks.trace.block import LayerColumns, TokenColumns, filled_slots
+from moeworks.trace.header import TraceHeader
 from moeworks.trace.read import RoutingTrace
 
 SHIFT_GAP = 0.1
@@ -19,8 +20,8 @@ class Finding:
     """One thing that is wrong."""
 
     kind: str
-    """out-of-range, duplicate, filler, copied-layer, shifted, order, repeated-token, draft-collision or
-    weights."""
+    """out-of-range, gap, duplicate, filler, copied-layer, shifted, order, repeated-token, draft-collision
+    or weights."""
     layer: int | None
     """The layer by its index in the model; None for the tokens."""
     count: int
@@ -38,7 +39,7 @@ def validate_trace(trace: RoutingTrace) -> list[Finding]:
     previous: np.ndarray | None = None
     for number in trace.header.layers:
         layer = trace.layer(number)
-        findings += _layer_findings(number, layer, trace.header.num_experts)
+        findings += _layer_findings(number, layer, trace.header)
         if previous is not None and len(previous) and np.array_equal(previous, layer.ids):
             text = f"layer {number} is equal to the layer before it in every token: one was written twice"
             findings.append(Finding("copied-layer", number, len(previous), text))
@@ -74,13 +75,18 @@ def _repeats(tokens: TokenColumns) -> np.ndarray:
     return repeats
 
 
-def _layer_findings(number: int, layer: LayerColumns, num_experts: int) -> Iterator[Finding]:
-    ids = layer.ids
-    outside = (ids >= num_experts).any(axis=1)
+def _layer_findings(number: int, layer: LayerColumns, header: TraceHeader) -> Iterator[Finding]:
+    ids, num_experts = layer.ids, header.num_experts
+    outside = (ids >= header.num_ids).any(axis=1)
     if outside.any():
         text = f"ids up to {int(ids.max())} where there are {num_experts} experts (physical ids, or -1 cast?)"
         yield Finding("out-of-range", number, int(outside.sum()), text)
-    constant = (ids == ids[:, :1]).all(axis=1)
+    filled = filled_slots(ids, num_experts) if header.empty_slots else np.ones(ids.shape, np.bool_)
+    gaps = (filled[:, 1:] & ~filled[:, :-1]).any(axis=1)
+    if gaps.any():
+        text = "an empty slot before a filled one: empty slots come last"
+        yield Finding("gap", number, int(gaps.sum()), text)
+    constant = (ids == ids[:, :1]).all(axis=1) & filled.any(axis=1)
     # With one expert a token, only a whole layer of zeros tells filler from a choice.
     filler = constant if ids.shape[1] > 1 else constant & (len(ids) > 1) & (ids == 0).all()
     if filler.any():
@@ -90,14 +96,18 @@ def _layer_findings(number: int, layer: LayerColumns, num_experts: int) -> Itera
         text = "every token has the same experts: filler, or a dead router"
         yield Finding("filler", number, len(ids), text)
     ordered = np.sort(ids, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) & ~filler
+    same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < num_experts)
+    twice = same.any(axis=1) & ~filler
     if twice.any():
         yield Finding("duplicate", number, int(twice.sum()), "a token has an expert twice")
     if layer.weights is not None:
         bad = ~np.isfinite(layer.weights).all(axis=1)
-        bad |= (layer.weights == 0).all(axis=1)
+        bad |= (layer.weights == 0).all(axis=1) & filled.any(axis=1)
         if bad.any():
             yield Finding("weights", number, int(bad.sum()), "weights that are not finite, or all zero")
+        stray = ((layer.weights != 0) & ~filled).any(axis=1)
+        if stray.any():
+            yield Finding("weights", number, int(stray.sum()), "an empty slot has a weight")
 
 
 def _shifted_tokens(trace: RoutingTrace) -> Iterator[Finding]:
@@ -157,8 +167,9 @@ def layer_shift(trace: RoutingTrace, reference: RoutingTrace) -> dict[int, int]:
     found = {}
     for number in trace.header.layers:
         ids = trace.ids(number)
+        filled = filled_slots(ids, trace.header.num_experts)
         agreement = {
-            other: float((ids[:, :, None] == reference.ids(other)[:, None, :]).any(axis=2).mean())
+            other: float((ids[:, :, None] == reference.ids(other)[:, None, :]).any(axis=2)[filled].mean())
             for other in reference.header.layers
         }
         found[number] = max(agreement, key=lambda other: agreement[other])

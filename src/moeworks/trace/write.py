@@ -1,6 +1,8 @@
 """Traces to disk, a block at a time."""
 
 import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,21 +22,27 @@ ROW_GROUP_BYTES = 32 << 20
 class TraceWriter:
     """Writes a trace; a context manager.
 
-    Blocks are held until they fill a row group (about 32 MB of columns, at most 131,072 tokens), so memory
-    does not grow with the trace. The file appears under its name when the `with` ends well, whole, and not
-    at all when it does not.
+    Blocks are held until they fill a row group (about 32 MB of columns, at most 131,072 tokens). A thread of
+    its own then encodes and writes them while the next group fills; no more than two groups are held, so
+    memory does not grow with the trace. Arrays of a block must not change after `append`. The file appears
+    under its name when the `with` ends well, whole, and not at all when it does not.
 
-    Raises DataError when the disk refuses, ConfigError for a block that does not fit the header.
+    Raises DataError when the disk refuses, at the latest when the `with` ends, and ConfigError for a block
+    that does not fit the header.
     """
 
     def __init__(self, path: str | Path, header: TraceHeader) -> None:
         self.header = header
         self.num_tokens = 0
+        self.seconds = 0.0
+        """Time that the thread has computed."""
         self._path = Path(path)
         self._temporary = temporary_name(self._path)
         self._schema = trace_schema(header)
-        self._held: list[pa.RecordBatch] = []
+        self._held: list[TraceBlock] = []
         self._held_rows = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace")
+        self._writing: Future[None] | None = None
         self._group_rows = row_group_tokens(header)
         try:
             self._writer = pq.ParquetWriter(self._temporary, self._schema, **parquet_options(header))
@@ -46,7 +54,7 @@ class TraceWriter:
         check_block(block, self.header)
         if not len(block.tokens):
             return
-        self._held.append(to_batch(block, self.header, self._schema))
+        self._held.append(block)
         self._held_rows += len(block.tokens)
         self.num_tokens += len(block.tokens)
         if self._held_rows >= self._group_rows:
@@ -61,22 +69,39 @@ class TraceWriter:
         try:
             if kind is None:
                 self._flush()
+                self._wait()
                 self._writer.close()
                 os.replace(self._temporary, self._path)
         except OSError as refused:
             raise self._refused(refused) from refused
         finally:
+            self._thread.shutdown(wait=True)
             if kind is not None:
                 self._abandon()
             self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
+        """Hand what is held to the thread, once it is done with what it has."""
         if not self._held:
             return
-        table = pa.Table.from_batches(self._held, schema=self._schema).unify_dictionaries()
-        self._held, self._held_rows = [], 0
+        self._wait()
+        held, self._held, self._held_rows = self._held, [], 0
+        self._writing = self._thread.submit(self._write, held)
+
+    def _write(self, blocks: list[TraceBlock]) -> None:
+        began = time.thread_time()
+        batches = [to_batch(block, self.header, self._schema) for block in blocks]
+        table = pa.Table.from_batches(batches, schema=self._schema).unify_dictionaries()
+        self._writer.write_table(table, row_group_size=self._group_rows)
+        self.seconds += time.thread_time() - began
+
+    def _wait(self) -> None:
+        """For the thread. Raises DataError when it could not write."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            self._writer.write_table(table, row_group_size=self._group_rows)
+            writing.result()
         except OSError as error:
             raise self._refused(error) from error
 

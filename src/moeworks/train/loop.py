@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from moeworks.checkpoint import (
     write_checkpoint,
 )
 from moeworks.errors import TrainingError
-from moeworks.models.decoder import Decoder
+from moeworks.layers.router import expert_bias_of
+from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.ops.load import load_figures
+from moeworks.train.alarms import AlarmState, Figures, alarm_records
 from moeworks.train.metrics import MetricsSink
 from moeworks.train.run_dir import RunDir
 from moeworks.train.step import StepLosses
@@ -43,12 +45,20 @@ class _Interval:
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
+        self._logit_sizes: list[Tensor] = []
+        self._domain_counts: Tensor | None = None
 
     def add(self, step: Step) -> None:
-        self._steps.append(step)
+        # Counts by domain are large: only their sum is kept.
+        watched = step.losses.watched
+        self._steps.append(replace(step, losses=replace(step.losses, watched=None)))
+        if watched is not None:
+            self._logit_sizes.append(watched.logit_size_l)
+            before = self._domain_counts
+            self._domain_counts = watched.domain_counts if before is None else before + watched.domain_counts
 
     def records(self, trainer: Trainer, seconds: float) -> list[dict[str, Any]]:
-        """The train record and, for a MoE, the routing record of these steps."""
+        """The train record of these steps and, for a MoE, the routing record and what the alarms say."""
         steps, progress = self._steps, trainer.progress
         losses = [s.losses for s in steps]
         layers = len(trainer.config.model.moe_layers)  # without those of MTP layers
@@ -72,7 +82,26 @@ class _Interval:
         if not counts_lE.numel():
             return [record]
         routing = {"kind": "routing", "step": progress.step, "tokens_per_expert": counts_lE.tolist()}
-        return [record, routing]
+        return [record, routing, *self._alarms(trainer, counts_lE)]
+
+    def _alarms(self, trainer: Trainer, counts_lE: Tensor) -> list[dict[str, Any]]:
+        """The alarms that these steps raise and end; their state goes into the progress."""
+        if not self._logit_sizes or self._domain_counts is None:
+            return []
+        routers = [moe.router for moe in moe_modules(trainer.model)][: len(counts_lE)]
+        biases = [expert_bias_of(router) for router in routers]
+        spreads = [b.max() - b.min() for b in biases if b is not None]
+        figures = Figures(
+            counts_lE=counts_lE,
+            logit_size_l=torch.stack(self._logit_sizes).mean(dim=0),
+            bias_spread_l=torch.stack(spreads) if spreads else None,
+            domain_counts=self._domain_counts if len(self._domain_counts) else None,
+        )
+        progress, state = trainer.progress, AlarmState.from_json(trainer.progress.alarms)
+        domains = trainer.corpus.domains
+        state, records = alarm_records(state, figures, trainer.config, domains, progress.step)
+        progress.alarms = state.to_json()
+        return records
 
 
 def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Callbacks) -> bool:

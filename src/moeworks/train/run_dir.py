@@ -3,7 +3,7 @@
 runs/NAME/
   config.json        the RunConfig
   tokenizer.json     the tokenizer, as the tokenizers library writes it
-  metrics.jsonl      one JSON object a line: kinds train, routing, eval (see metrics.py)
+  metrics.jsonl      one JSON object a line: kinds train, routing, alarm, eval (see metrics.py)
   checkpoints/       step-00000100/ ...
   summary.json       what the run ended with
   report.html        the page

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, losses, gradients, update, bias.
+"""One optimizer step: micro-batches, losses, gradients, and the state of routers.
 
 The loss of a step is a mean over the tokens of the global batch, whatever its division into micro-batches
 and ranks: each micro-batch adds its sum over the step's total, and gradients are summed over ranks.
@@ -6,14 +6,15 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeworks.config import BalanceConfig, RunConfig
 from moeworks.data.batches import Batch
-from moeworks.models.decoder import Decoder, DecoderOutput, moe_modules
+from moeworks.layers.router import RouterModule, Statistics
+from moeworks.models.decoder import DecoderOutput, moe_modules
 from moeworks.ops.cross_entropy import linear_cross_entropy
 from moeworks.ops.losses import (
     STEP_WIDE,
@@ -21,11 +22,20 @@ from moeworks.ops.losses import (
     balance_losses,
     step_totals,
     total_balance_loss,
-    updated_expert_bias,
 )
 from moeworks.ops.mtp import mtp_loss
-from moeworks.ops.routing import Routing
+from moeworks.ops.routing import Routing, count_assignments
 from moeworks.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What the alarms need beside the counts, of the global batch of one step; without MTP layers."""
+
+    logit_size_l: Tensor
+    """[MoE layers]: mean over valid tokens of the largest absolute router logit."""
+    domain_counts: Tensor
+    """int64 [domains, MoE layers, E]; no rows where domains are not watched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,10 @@ class StepLosses:
     """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
     """[MoE layers]: share of assignments that capacity dropped."""
+    statistics: tuple[Statistics, ...] = ()
+    """Per MoE layer what its router's state moves by, those of MTP layers last."""
+    watched: Watched | None = None
+    """None where alarms are off, or the model is dense."""
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
@@ -52,9 +66,18 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
 
 
 def accumulate_gradients(
-    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+    model: Callable[..., DecoderOutput],
+    batches: Sequence[Batch],
+    config: RunConfig,
+    world: World,
+    routers: Sequence[RouterModule] = (),
+    watched_domains: int = 0,
 ) -> StepLosses:
-    """Forward and backward of this rank's micro-batches; gradients are local, the losses global."""
+    """Forward and backward of this rank's micro-batches; gradients are local, the losses global.
+
+    `routers` are those whose statistics `update_routers` will read, in the order of the routings.
+    `watched_domains` is the number of domains whose assignments are counted on their own.
+    """
     total = _total_tokens(batches, world)
     totals = _totals_ahead(model, batches, config, world)
     parts: list[StepLosses] = []
@@ -73,18 +96,47 @@ def accumulate_gradients(
         loss = cross_entropy + total_balance_loss(shared, config.balance)
         ahead = _mtp_loss(output, batch) / total
         (loss + config.train.mtp_coef * ahead if output.ahead_BLD else loss).backward()
-        parts.append(_detached(output.routings, cross_entropy, balance, share, ahead))
+        statistics = router_statistics(routers, output.routings, config.balance)
+        part = _detached(output.routings, cross_entropy, balance, share, ahead, statistics)
+        if config.alarms.enabled and balanced:
+            part = replace(part, watched=_watched(balanced, batch, share, watched_domains))
+        parts.append(part)
     return _combined(parts, world)
 
 
-def update_expert_biases(model: Decoder, counts_lE: Tensor, config: BalanceConfig) -> None:
-    """Move the expert_bias of every MoE layer by the step's counts; call once per optimizer step."""
-    if config.bias_rule == "none":
-        return
-    for moe, counts_E in zip(moe_modules(model), counts_lE, strict=True):
-        bias = moe.router.expert_bias
-        if bias is not None:
-            bias.copy_(updated_expert_bias(bias, counts_E, config))
+def routers_of(model: nn.Module) -> list[RouterModule]:
+    """The routers of the MoE layers, in the order of the routings."""
+    return [moe.router for moe in moe_modules(model)]
+
+
+@torch.no_grad()
+def update_routers(
+    routers: Sequence[RouterModule], statistics: Sequence[Statistics], config: BalanceConfig
+) -> None:
+    """Move the state of every router (expert_bias, thresholds, ...) by the step's statistics.
+
+    Call it once per optimizer step.
+    """
+    for router, sums in zip(routers, statistics, strict=True):
+        router.update(sums, config)
+
+
+@torch.no_grad()
+def router_statistics(
+    routers: Sequence[RouterModule], routings: Sequence[Routing], config: BalanceConfig
+) -> tuple[Statistics, ...]:
+    """Per router what it needs to know of its Routing; nothing without routers."""
+    if not routers:
+        return ()
+    return tuple(router.statistics(r, config) for router, r in zip(routers, routings, strict=True))
+
+
+def summed_statistics(parts: Sequence[tuple[Statistics, ...]]) -> tuple[Statistics, ...]:
+    """The sums over micro-batches, per router."""
+    return tuple(
+        {name: torch.stack([layer[name] for layer in layers]).sum(dim=0) for name in layers[0]}
+        for layers in zip(*parts, strict=True)
+    )
 
 
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
@@ -151,6 +203,7 @@ def _detached(
     balance: dict[str, Tensor],
     share: Tensor,
     ahead: Tensor,
+    statistics: tuple[Statistics, ...],
 ) -> StepLosses:
     device = cross_entropy.device
     dropped = [r.dropped_fraction().detach() * share for r in routings]
@@ -160,7 +213,36 @@ def _detached(
         balance={name: loss.detach() * share for name, loss in balance.items()},
         counts_lE=_stack_counts(routings, Routing.tokens_per_expert, device),
         dropped_l=torch.stack(dropped) if dropped else torch.zeros(0, device=device),
+        statistics=statistics,
     )
+
+
+@torch.no_grad()
+def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: int) -> Watched:
+    valid_T, domain_T1 = batch.valid_BL.flatten(), batch.domain_ids_BL.reshape(-1, 1)
+    sizes = [_logit_size(routing, valid_T) * share for routing in routings]
+    experts = routings[0].num_experts
+    # An expert of a domain is an expert of its own, and so is its empty slot, which is left out in the end.
+    ids = experts + 1
+    counts = (
+        [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
+        if domains
+        else []
+    )
+    device = share.device
+    empty = torch.zeros(0, len(routings), experts, dtype=torch.int64, device=device)
+    by_domain = (
+        torch.stack(counts).view(len(routings), domains, ids).transpose(0, 1)[..., :experts]
+        if domains
+        else empty
+    )
+    return Watched(torch.stack(sizes), by_domain)
+
+
+def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
+    """Mean over valid tokens of the largest absolute logit."""
+    size_T = routing.router_logits_TE.abs().amax(dim=1)
+    return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
 
 
 def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
@@ -171,4 +253,18 @@ def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
         balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
         counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
         dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
+        statistics=tuple(
+            {name: world.sum_(value) for name, value in sums.items()}
+            for sums in summed_statistics([p.statistics for p in parts])
+        ),
+        watched=_combined_watch([p.watched for p in parts if p.watched is not None], world),
+    )
+
+
+def _combined_watch(parts: Sequence[Watched], world: World) -> Watched | None:
+    if not parts:
+        return None
+    return Watched(
+        logit_size_l=world.sum_(torch.stack([p.logit_size_l for p in parts]).sum(dim=0)),
+        domain_counts=world.sum_(torch.stack([p.domain_counts for p in parts]).sum(dim=0)),
     )

@@ -1,7 +1,7 @@
 """The state of a training run, one step at a time, and how it is saved and restored."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ from moeworks.train.adamw import clip_scale, gradient_norm
 from moeworks.train.diagnose import first_nonfinite_module
 from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
-from moeworks.train.step import StepLosses, accumulate_gradients, autocast, update_expert_biases
+from moeworks.train.step import StepLosses, accumulate_gradients, autocast, routers_of, update_routers
+
+MOST_DOMAINS = 64
+"""So many are watched by the alarms: a domain costs a count per layer and expert in every step."""
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Progress:
     metrics_bytes: int = 0
     best_step: int | None = None
     best_bits_per_byte: float | None = None
+    alarms: dict[str, Any] = field(default_factory=dict)
+    """AlarmState.to_json: which alarms are on."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,16 @@ class Trainer:
         self.optimizers.set_lr_scale(scale)
         self.optimizers.zero_grad()
         batches = self._batches()
-        losses = accumulate_gradients(self._forward, batches, self.config, self.world)
+        routers = routers_of(self.model)
+        losses = accumulate_gradients(
+            self._forward, batches, self.config, self.world, routers, self.watched_domains
+        )
         self.world.sum_gradients_(self.model.parameters())
         grad_norm = gradient_norm(self.model.parameters())
         if not bool(torch.isfinite(losses.loss) & torch.isfinite(grad_norm)):
             raise TrainingError(self._diagnosis(batches, losses))
         self.optimizers.step(clip_scale(grad_norm, self.config.optimizer.clip_norm))
-        update_expert_biases(self.model, losses.counts_lE, self.config.balance)
+        update_routers(routers, losses.statistics, self.config.balance)
         self.progress.step += 1
         self.progress.tokens += train.batch_size * train.seq_len
         return Step(losses, grad_norm, scale * self.config.optimizer.lr)
@@ -114,6 +122,13 @@ class Trainer:
         load_weights(self.model, checkpoint.tensors["model"], str(checkpoint.path))
         self.optimizers.load_state_tensors(checkpoint.tensors["optimizer"])
         self.progress = Progress(**saved["progress"])
+
+    @property
+    def watched_domains(self) -> int:
+        """Domains whose starvation is watched: none where there is one, or more than MOST_DOMAINS."""
+        count = len(self.corpus.domains)
+        wanted = self.config.alarms.enabled and self.config.alarms.domain_breadth > 0
+        return count if wanted and 2 <= count <= MOST_DOMAINS else 0
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches: the global batch cut by micro-batch first, then by rank."""

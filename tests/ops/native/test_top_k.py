@@ -10,7 +10,7 @@ from isa import EVERY_ISA, using_isa
 from native_cases import computing, needs_native
 
 from moeworks.ops.native import top_k as native
-from moeworks.ops.routing import reference_top_k, stable_top_k
+from moeworks.ops.scoring import reference_top_k, stable_top_k
 
 pytestmark = needs_native
 

@@ -46,8 +46,8 @@ def test_the_page_is_whole(html: str) -> None:
     assert html.rstrip().endswith("</html>")
     assert "plotly.js v" in html
     assert re.findall(r"<h2 id=\"[\w-]+\">(.*?)</h2>", html) == [
-        "In words", "How to read this", "Learning", "Load", "Balance over training", "Domains", "A sample",
-        "Under the hood", "Configuration",
+        "In words", "Alarms", "How to read this", "Learning", "Load", "Balance over training", "Domains",
+        "A sample", "Under the hood", "Configuration",
     ]  # fmt: skip
 
 

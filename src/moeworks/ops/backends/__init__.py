@@ -1,7 +1,7 @@
 """The table of expert backends. Each module has `refusal(x, experts)` and `run(x, routing, experts)`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -47,6 +47,8 @@ def run_experts(
         # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
         scale = sum(w.sum() for w in _tensors(experts, shared)) + routing.routing_weights_TK.sum()
         return x_TD * scale.to(x_TD.dtype)
+    if routing.variable and not torch.compiler.is_compiling():
+        routing = _without_spare_slots(routing)
     name, _ = choose_backend(x_TD, experts, backend)
     entry = BACKENDS[name]
     if entry.fused is not None:
@@ -75,6 +77,18 @@ def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "aut
     if reason is None:
         return "grouped_mm", "on CUDA one grouped kernel serves all experts"
     return "sorted", f"grouped_mm refuses: {reason}"
+
+
+def _without_spare_slots(routing: Routing) -> Routing:
+    """The same without the slots that are empty for every token: backends hold a row for each slot."""
+    filled_T = (routing.expert_ids_TK < routing.num_experts).sum(dim=1)
+    used = slice(0, max(int(filled_T.max()), 1))
+    return replace(
+        routing,
+        expert_ids_TK=routing.expert_ids_TK[:, used],
+        routing_weights_TK=routing.routing_weights_TK[:, used],
+        kept_TK=None if routing.kept_TK is None else routing.kept_TK[:, used],
+    )
 
 
 def _tensors(experts: ExpertWeights, shared: SharedWeights | None) -> list[Tensor]:

@@ -49,10 +49,10 @@ class Fields:
         outer = self.object(name)
         return {key: outer.object(key) for key in outer.values}
 
-    def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        """A list of `length` numbers."""
+    def numbers(self, name: str, length: int | None) -> tuple[float, ...]:
+        """A list of `length` numbers; None takes any length."""
         value = self._get(name, (list,), "a list")
-        if len(value) != length:
+        if length is not None and len(value) != length:
             raise DataError(
                 f"{self.where}: {name} has {len(value)} values: must have {length}, one per MoE layer"
             )

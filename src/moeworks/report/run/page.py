@@ -2,6 +2,7 @@
 
 from moeworks.report.fragments import Panel, card, details, escape, grid, section
 from moeworks.report.run import tables
+from moeworks.report.run.alarms import alarm_section
 from moeworks.report.run.heat_maps import load_windows
 from moeworks.report.run.names import layer_names
 from moeworks.report.run.panels import (
@@ -95,6 +96,7 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
     domain, domain_panels = _domain_section(run)
     sections = [
         section("words", "In words", "", verdict_list(judge_run(run))),
+        alarm_section(run),
         asset("guide.html") if run.moe_layers else "",
         section("learning", "Learning", "", grid(learning) if learning else ""),
         load,

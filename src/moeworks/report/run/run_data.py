@@ -45,6 +45,21 @@ class RoutingRecord:
 
 
 @dataclass(frozen=True)
+class AlarmRecord:
+    """An alarm that was raised, or has ended."""
+
+    step: int
+    alarm: str
+    raised: bool
+    layers: tuple[int, ...]
+    domain: str
+    text: str
+    cause: str
+    """"" where it has ended, as in `knob`."""
+    knob: str
+
+
+@dataclass(frozen=True)
 class DomainEval:
     """Validation of one domain."""
 
@@ -92,6 +107,8 @@ class RunData:
     routing: tuple[RoutingRecord, ...]
     evals: tuple[EvalRecord, ...]
     summary: Summary | None
+    alarms: tuple[AlarmRecord, ...] = ()
+    """In the order in which they were told."""
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -126,6 +143,20 @@ def _train_record(line: Fields, layers: int) -> TrainRecord:
 
 def _routing_record(line: Fields, layers: int) -> RoutingRecord:
     return RoutingRecord(line.count("step"), line.counts("tokens_per_expert", layers))
+
+
+def _alarm_record(line: Fields) -> AlarmRecord:
+    raised = line.text("state") == "raised"
+    return AlarmRecord(
+        step=line.count("step"),
+        alarm=line.text("alarm"),
+        raised=raised,
+        layers=tuple(int(layer) for layer in line.numbers("layers", None)),
+        domain=line.text("domain"),
+        text=line.text("text"),
+        cause=line.text("cause") if raised else "",
+        knob=line.text("knob") if raised else "",
+    )
 
 
 def _eval_record(line: Fields) -> EvalRecord:
@@ -230,6 +261,7 @@ def read_run(run_dir: Path) -> RunData:
         ),
         evals=_latest([_eval_record(line) for kind, line in kinds if kind == "eval"]),
         summary=summary,
+        alarms=tuple(_alarm_record(line) for kind, line in kinds if kind == "alarm"),
     )
     _check_columns(run, run_dir)
     return run

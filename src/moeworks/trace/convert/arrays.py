@@ -75,6 +75,7 @@ def from_arrays(
 
 def to_arrays(trace: RoutingTrace, path: str | Path) -> None:
     """Write the trace as such an .npz. Raises DataError when the disk refuses."""
+    trace.require_full_slots("this format")
     tokens, header = trace.tokens, trace.header
     ids = np.stack([trace.ids(layer) for layer in header.layers], axis=1)
     has_weights = "weights" in header.fields

@@ -77,6 +77,7 @@ def to_sglang(trace: RoutingTrace, path: str | Path) -> None:
     Raises ConfigError for top_k > 8, which the recorder's format has no room for, and DataError when the disk
     refuses.
     """
+    trace.require_full_slots("SGLang's format")
     check(trace.header.top_k <= 8, "top_k", trace.header.top_k, "SGLang's recorder holds 8 experts a token")
     num_layers = trace.header.layers[-1] + 1
     tokens, ids = trace.tokens, {number: trace.ids(number) for number in trace.header.layers}

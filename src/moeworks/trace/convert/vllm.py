@@ -74,6 +74,7 @@ def to_vllm(trace: RoutingTrace, path: str | Path) -> None:
     Its `token_ids` hold one token more than there is routing, as vLLM's do: a -1. Raises DataError when the
     disk refuses.
     """
+    trace.require_full_slots("vLLM's format")
     tokens = trace.tokens
     full = np.zeros((len(tokens), trace.header.layers[-1] + 1, trace.header.top_k), np.uint16)
     for number in trace.header.layers:

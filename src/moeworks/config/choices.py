@@ -1,0 +1,244 @@
+"""How experts are chosen once they have scores: one small config a way, told apart by `kind`.
+
+A choice is a field of RouterConfig. Each says how many slots a token has, whether some of them may stay
+empty, whether it looks at later tokens, and what it cannot be combined with. docs/routers.md has the table.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from moeworks.errors import check
+
+if TYPE_CHECKING:
+    from moeworks.config.router import RouterConfig
+
+
+class Choice:
+    """What every choice answers; the defaults are those of top-k."""
+
+    variable: ClassVar[bool] = False
+    """Whether a token may have fewer experts than it has slots."""
+
+    def slots(self, router: "RouterConfig") -> int:
+        """Slots of a token: the most experts that it can have."""
+        return router.top_k
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        """Why a token's experts depend on later tokens; None where they do not."""
+        return None
+
+    def check_router(self, router: "RouterConfig") -> None:
+        """Raise ConfigError for options of the router that this choice cannot honour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKChoice(Choice):
+    """Every token takes its top_k best experts (token choice)."""
+
+    kind: Literal["top_k"] = "top_k"
+    """Token choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice(Choice):
+    """Every expert takes its best tokens, of which a token may have any number (Zhou et al. 2022).
+
+    Loads are exactly equal in training; experts of a token then depend on the tokens after it. `top_k` is the
+    mean number of experts of a token.
+    """
+
+    variable: ClassVar[bool] = True
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    """Expert choice."""
+    capacity_factor: float = 1.0
+    """An expert takes ceil(this * tokens * top_k / experts) tokens; above 1 tokens have more than top_k."""
+    scope: Literal["batch", "sequence"] = "batch"
+    """The tokens that an expert chooses from: a micro-batch, where texts compete with each other, or each
+    sequence by itself, where an expert takes at least one token of every packed document."""
+    causal: Literal["evaluation", "always", "no"] = "evaluation"
+    """Where a token goes by its own scores instead, to experts that give it more than a cutoff that each
+    has learnt in training: in evaluation, always, or nowhere; then evaluation of a decoder is refused."""
+    momentum: float = 0.99
+    """How slowly cutoffs forget, per optimizer step."""
+    max_experts: int | None = None
+    """Slots of a token, which keeps its best experts; None means all experts."""
+
+    def slots(self, router: "RouterConfig") -> int:
+        return self.max_experts or router.num_routes
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        if self.causal == "always" or (self.causal == "evaluation" and not training):
+            return None
+        why = "experts choose among all tokens, so that a token's experts depend on those after it"
+        return f"{why} (with causal = 'evaluation' or 'always' they do not, or only in training)"
+
+    def check_router(self, router: "RouterConfig") -> None:
+        factor = self.capacity_factor
+        most = router.num_routes / router.top_k
+        check(
+            0 < factor <= most,
+            "router.choice.capacity_factor",
+            factor,
+            f"must be positive, and at most experts / top_k = {most:g}: an expert takes a token once",
+        )
+        check(0 <= self.momentum < 1, "router.choice.momentum", self.momentum, "must lie in [0, 1)")
+        check(
+            self.causal == "no" or self.scope == "batch",
+            "router.choice.scope",
+            self.scope,
+            "needs causal = 'no': a cutoff is a quantile of all tokens",
+        )
+        check_slots(self.max_experts, router)
+        check_plain(router, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkhornChoice(Choice):
+    """In training the best experts of a nearly balanced plan (S-BASE, Clark et al. 2022)."""
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    """Sinkhorn; greedy top-k in evaluation."""
+    iterations: int = 20
+    """Rounds of scaling columns and rows."""
+    temperature: float = 1.0
+    """Logits are divided by this: a lower one comes closer to the linear assignment, in more rounds."""
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        return _global(training)
+
+    def check_router(self, router: "RouterConfig") -> None:
+        check(self.iterations >= 1, "router.choice.iterations", self.iterations, "must be at least 1")
+        check(self.temperature > 0, "router.choice.temperature", self.temperature, "must be positive")
+        check_plain(router, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentChoice(Choice):
+    """In training the greatest sum of logits under equal load (BASE, Lewis et al. 2021)."""
+
+    kind: Literal["assignment"] = "assignment"
+    """Linear assignment, exactly; greedy top-k in evaluation."""
+
+    def looks_ahead(self, *, training: bool) -> str | None:
+        return _global(training)
+
+    def check_router(self, router: "RouterConfig") -> None:
+        check_plain(router, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopPChoice(Choice):
+    """The fewest best experts whose probabilities sum to p (Huang et al. 2024): at least 1, at most top_k."""
+
+    variable: ClassVar[bool] = True
+
+    kind: Literal["top_p"] = "top_p"
+    """As many experts as a token needs to be sure."""
+    p: float = 0.5
+    """Probability that the experts of a token have together; sigmoid scores are divided by their sum."""
+
+    def check_router(self, router: "RouterConfig") -> None:
+        check(0 < self.p <= 1, "router.choice.p", self.p, "must lie in (0, 1]")
+        check_plain(router, self.kind, scores=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdChoice(Choice):
+    """All experts with at least a score: at least min_experts, at most top_k."""
+
+    variable: ClassVar[bool] = True
+
+    kind: Literal["threshold"] = "threshold"
+    """Every expert whose score is high enough."""
+    threshold: float = 0.1
+    """That score; where a token's mean number is given, the first one."""
+    mean_experts: float | None = None
+    """Move the threshold once per optimizer step towards so many experts a token; None keeps it."""
+    rate: float = 0.05
+    """How fast it moves: by exp(rate * (mean / wanted - 1))."""
+    min_experts: int = 1
+    """The best so many experts are taken whatever their score."""
+
+    def check_router(self, router: "RouterConfig") -> None:
+        check(self.threshold > 0, "router.choice.threshold", self.threshold, "must be positive")
+        check(self.rate > 0, "router.choice.rate", self.rate, "must be positive")
+        check(
+            0 <= self.min_experts <= router.top_k,
+            "router.choice.min_experts",
+            self.min_experts,
+            f"must lie between 0 and top_k = {router.top_k}",
+        )
+        mean = self.mean_experts
+        check(
+            mean is None or self.min_experts < mean < router.top_k,
+            "router.choice.mean_experts",
+            mean,
+            f"must lie between min_experts = {self.min_experts} and top_k = {router.top_k}, or be None",
+        )
+        check_plain(router, self.kind, scores=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomChoice(Choice):
+    """A router of your own, registered under a name: see moeworks.layers.routers.register_router."""
+
+    variable: ClassVar[bool] = True
+
+    kind: Literal["custom"] = "custom"
+    """A router of your own."""
+    name: str = ""
+    """The name that it was registered under."""
+    max_experts: int | None = None
+    """Slots of a token; None means top_k."""
+
+    def slots(self, router: "RouterConfig") -> int:
+        return self.max_experts or router.top_k
+
+    def check_router(self, router: "RouterConfig") -> None:
+        check_slots(self.max_experts, router)
+
+
+ChoiceConfig = (
+    TopKChoice
+    | ExpertChoice
+    | SinkhornChoice
+    | AssignmentChoice
+    | TopPChoice
+    | ThresholdChoice
+    | CustomChoice
+)
+"""Any of them."""
+
+
+def check_slots(max_experts: int | None, router: "RouterConfig") -> None:
+    """Raise ConfigError unless max_experts slots hold top_k experts and are not more than there are."""
+    check(
+        max_experts is None or router.top_k <= max_experts <= router.num_routes,
+        "router.choice.max_experts",
+        max_experts,
+        f"must lie between top_k = {router.top_k} and the number of experts, {router.num_routes}, or be None",
+    )
+
+
+def check_plain(router: "RouterConfig", kind: str, *, scores: bool = False) -> None:
+    """Raise ConfigError where the router has what only top-k honours: groups, a bias, sparsemixer.
+
+    `scores`: the choice reads scores as amounts, which logits are not.
+    """
+    rule = f"must be {{}} with router.choice = {kind!r}: only top_k honours it"
+    check(router.num_groups == 1, "router.num_groups", router.num_groups, rule.format(1))
+    check(not router.selection_bias, "router.selection_bias", True, rule.format(False))
+    check(router.score != "sparsemixer", "router.score", router.score, rule.format("another"))
+    check(
+        not scores or router.score_order == "before_top_k",
+        "router.score_order",
+        router.score_order,
+        f"must be 'before_top_k' with router.choice = {kind!r}, which adds up or compares scores",
+    )
+
+
+def _global(training: bool) -> str | None:
+    if not training:
+        return None
+    return "all tokens of a batch share out the experts, so that a token's experts depend on those after it"

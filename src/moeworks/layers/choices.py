@@ -1,0 +1,170 @@
+"""The choices of the linear router beside top-k; the arithmetic is in ops/choices."""
+
+import torch
+from torch import Tensor
+
+from moeworks.config.balance import BalanceConfig
+from moeworks.config.choices import (
+    AssignmentChoice,
+    ExpertChoice,
+    SinkhornChoice,
+    ThresholdChoice,
+    TopPChoice,
+)
+from moeworks.config.router import RouterConfig
+from moeworks.layers.router import Choice, Statistics, ranking_of
+from moeworks.ops.choices.assignment import assign
+from moeworks.ops.choices.expert_choice import choose_tokens, cutoffs, dense_groups
+from moeworks.ops.choices.numbers import choose_above, choose_top_p
+from moeworks.ops.choices.packing import pack_slots
+from moeworks.ops.choices.sinkhorn import sinkhorn_plan
+from moeworks.ops.routing import Routing, RoutingContext
+from moeworks.ops.scoring import Scores, choose_top_k, routing_of, select_experts
+
+
+class ExpertChoiceRouting(Choice):
+    """Every expert takes its best tokens; causal variants go by a score that each expert has learnt.
+
+    The learnt score is the running mean of that of the last token that the expert would take of a batch.
+    """
+
+    cutoffs: Tensor
+    updates: Tensor
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.choice, ExpertChoice)
+        self.options = config.choice
+        self.share = self.options.capacity_factor * config.top_k / config.num_routes
+        if self.options.causal != "no":
+            self.register_buffer("cutoffs", torch.zeros(config.num_routes, dtype=torch.float32))
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """By cutoffs in evaluation, and where that is asked for in training; else by the tokens' ranks."""
+        if self.options.causal == "always" or (not self.training and self.options.causal == "evaluation"):
+            chosen_TE = self._above(scores, context)
+        else:
+            chosen_TE = self._best_tokens(scores, context)
+        ids_TK = pack_slots(chosen_TE, scores.ranking_TE, self.config.slots)
+        return routing_of(scores, ids_TK, context, variable=True)
+
+    def _best_tokens(self, scores: Scores, context: RoutingContext) -> Tensor:
+        groups_T = None
+        if self.options.scope == "sequence" and context.sequence_ids_T is not None:
+            groups_T = dense_groups(context.sequence_ids_T)
+        return choose_tokens(scores.ranking_TE, self.share, valid_T=context.valid_T, groups_T=groups_T)
+
+    def _above(self, scores: Scores, context: RoutingContext) -> Tensor:
+        """Before the first update there are no cutoffs: then each token takes its best experts."""
+        ranking_TE = scores.ranking_TE
+        best_TE = torch.zeros_like(ranking_TE, dtype=torch.bool)
+        best_TE.scatter_(1, select_experts(ranking_TE, self.config), True)
+        return torch.where(self.updates > 0, ranking_TE >= self.cutoffs.to(ranking_TE.dtype), best_TE)
+
+    def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
+        """The cutoffs of this batch, weighted by its tokens."""
+        if self.options.causal == "no":
+            return {}
+        tokens = routing.num_tokens
+        found_E = cutoffs(ranking_of(routing, self.config), self.share, routing.valid_T)
+        return {"cutoffs": found_E.double() * tokens, "tokens": tokens}
+
+    def update(self, sums: Statistics, balance: BalanceConfig) -> None:
+        """The mean of all steps at first, then one that forgets with `momentum`."""
+        if self.options.causal == "no":
+            return
+        found_E = (sums["cutoffs"] / sums["tokens"].clamp(min=1)).to(self.cutoffs.dtype)
+        rate = torch.clamp(1 / (self.updates + 1), min=1 - self.options.momentum)
+        self.cutoffs += rate * (found_E - self.cutoffs)
+        self.updates += 1
+
+
+class SinkhornRouting(Choice):
+    """In training the best experts of a Sinkhorn plan, in evaluation of the scores."""
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """Weights are those of the scores in either case (S-BASE)."""
+        options = self.config.choice
+        assert isinstance(options, SinkhornChoice)
+        if not self.training:
+            return choose_top_k(scores, context)
+        logits_TE = scores.logits_TE / options.temperature
+        plan_TE = sinkhorn_plan(logits_TE, options.iterations, context.valid_T)
+        return routing_of(scores, select_experts(plan_TE, self.config), context)
+
+
+class AssignmentRouting(Choice):
+    """In training the linear assignment of the logits under equal load, in evaluation the best scores."""
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """Weights are those of the scores in either case (BASE: the sigmoid of the logit)."""
+        assert isinstance(self.config.choice, AssignmentChoice)
+        if not self.training:
+            return choose_top_k(scores, context)
+        chosen_TE = assign(scores.logits_TE, self.config.top_k, context.valid_T)
+        if context.valid_T is not None:
+            # Padding reaches no expert; its slots hold its best experts, so that none is empty.
+            greedy_TE = torch.zeros_like(chosen_TE)
+            greedy_TE.scatter_(1, select_experts(scores.ranking_TE, self.config), True)
+            chosen_TE = torch.where(context.valid_T[:, None], chosen_TE, greedy_TE)
+        ids_TK = pack_slots(chosen_TE, scores.ranking_TE, self.config.top_k)
+        return routing_of(scores, ids_TK, context)
+
+
+class TopPRouting(Choice):
+    """The fewest experts that have the probability p together."""
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """At least one expert and at most top_k."""
+        options = self.config.choice
+        assert isinstance(options, TopPChoice)
+        ids_TK = choose_top_p(scores.ranking_TE, options.p, self.config.top_k)
+        return routing_of(scores, ids_TK, context, variable=True)
+
+
+class ThresholdRouting(Choice):
+    """All experts with at least a score, which a target for their mean number moves."""
+
+    threshold: Tensor
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.choice, ThresholdChoice)
+        self.options = config.choice
+        if self.options.mean_experts is not None:
+            self.register_buffer("threshold", torch.tensor(self.options.threshold, dtype=torch.float32))
+
+    def choose(self, scores: Scores, context: RoutingContext) -> Routing:
+        """At least min_experts and at most top_k."""
+        learnt = self.options.mean_experts is not None
+        threshold = self.threshold if learnt else self.options.threshold
+        ids_TK = choose_above(scores.ranking_TE, threshold, self.options.min_experts, self.config.top_k)
+        return routing_of(scores, ids_TK, context, variable=True)
+
+    def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
+        """How many experts how many tokens took."""
+        if self.options.mean_experts is None:
+            return {}
+        return {"assignments": routing.num_assignments(), "tokens": routing.num_tokens}
+
+    def update(self, sums: Statistics, balance: BalanceConfig) -> None:
+        """Up by a share of itself when tokens took more than the target, down when less."""
+        target = self.options.mean_experts
+        if target is None:
+            return
+        mean = sums["assignments"] / sums["tokens"].clamp(min=1)
+        # Over so many experts more than wanted the step would only overshoot.
+        excess = (mean / target - 1).clamp(max=1.0)
+        self.threshold *= torch.exp(self.options.rate * excess)
+
+
+LINEAR_CHOICES: dict[str, type[Choice]] = {
+    "top_k": Choice,
+    "expert_choice": ExpertChoiceRouting,
+    "sinkhorn": SinkhornRouting,
+    "assignment": AssignmentRouting,
+    "top_p": TopPRouting,
+    "threshold": ThresholdRouting,
+}
+"""The choices of the linear router, by kind."""

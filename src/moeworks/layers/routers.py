@@ -1,0 +1,88 @@
+"""From a config, or from a class or function of the user's own, to the router of a layer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from moeworks.config.choices import CustomChoice
+from moeworks.config.router import RouterConfig
+from moeworks.errors import ConfigError, check, nearest
+from moeworks.layers.choices import LINEAR_CHOICES
+from moeworks.layers.router import Router, RouterModule, at_least_float32
+from moeworks.ops.routing import Routing, RoutingContext
+
+RouterFunction = Callable[[Tensor, RoutingContext], Routing]
+"""x [T, D] in float32 or float64, and what else is known of the tokens, to a Routing of E experts."""
+
+RouterBuilder = Callable[[RouterConfig, int], RouterFunction]
+"""A config and d_model to a router: an nn.Module with such a forward, or a function."""
+
+ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {}
+"""Kinds of choice whose router is not the linear one."""
+
+_REGISTERED: dict[str, RouterBuilder] = {}
+
+
+def register_router(name: str, build: RouterBuilder) -> None:
+    """Let configs say CustomChoice(name=...): `build` then makes the router of each layer.
+
+    For this process only: a run of such a config is loaded where the same name is registered.
+    """
+    _REGISTERED[name] = build
+
+
+def build_router(config: RouterConfig, d_model: int) -> RouterModule:
+    """The router that `config` describes. Raises ConfigError for a custom one that is not registered."""
+    choice = config.choice
+    if isinstance(choice, CustomChoice):
+        if choice.name not in _REGISTERED:
+            known = nearest(choice.name, _REGISTERED) if _REGISTERED else "none is registered"
+            raise ConfigError(
+                f"router.choice.name = {choice.name!r}: must be registered in this process with"
+                f" moeworks.layers.routers.register_router; {known}"
+            )
+        return own_router(_REGISTERED[choice.name](config, d_model), config)
+    if choice.kind in ROUTERS:
+        return ROUTERS[choice.kind](config, d_model)
+    return Router(config, d_model, LINEAR_CHOICES[choice.kind](config))
+
+
+def own_router(router: RouterFunction, config: RouterConfig) -> RouterModule:
+    """A router of the user's own as a RouterModule: what is none is wrapped, and its results are checked."""
+    return router if isinstance(router, RouterModule) else OwnRouter(router, config)
+
+
+class OwnRouter(RouterModule):
+    """Calls a function, or an nn.Module, in float32 outside of autocast, and looks at what it returns."""
+
+    def __init__(self, route: RouterFunction, config: RouterConfig) -> None:
+        super().__init__()
+        check(callable(route), "router", route, "must be an nn.Module or a function of (x_TD, context)")
+        self.route = route
+        self.config = config
+
+    def reset_parameters(self) -> None:
+        """As the router's own modules do; there is none for a function."""
+        for module in self.route.modules() if isinstance(self.route, nn.Module) else ():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+    def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
+        """Its Routing, which padding and sequences are added to."""
+        context = context or RoutingContext()
+        with torch.autocast(x_TD.device.type, enabled=False):
+            routing = self.route(at_least_float32(x_TD), context)
+        check(isinstance(routing, Routing), "router", type(routing).__name__, "must return a Routing")
+        shape = (x_TD.shape[0], self.config.slots)
+        found = tuple(routing.expert_ids_TK.shape)
+        check(found == shape, "router expert_ids", found, f"must have the shape (tokens, slots) = {shape}")
+        check(
+            routing.num_experts == self.config.num_routes,
+            "router router_logits",
+            routing.num_experts,
+            f"must have a column for each of the {self.config.num_routes} experts",
+        )
+        return replace(routing, valid_T=context.valid_T, sequence_ids_T=context.sequence_ids_T)

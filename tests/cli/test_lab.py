@@ -1,0 +1,87 @@
+"""`moeworks lab`: list, a real quick run, reports, and bad input."""
+
+import json
+
+import pytest
+from lab_records import results
+
+from moeworks.cli.main import main
+from moeworks.labs.experiments import LABS
+from moeworks.labs.summary import read_summary, summarise, write_summary
+
+
+def test_list(capsys) -> None:
+    assert main(["lab", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in LABS)
+    assert main(["lab", "list", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["labs"]) == list(LABS)
+
+
+def test_a_quick_lab_on_the_default_corpus(tmp_path, capsys) -> None:
+    """What a user runs, with fewer steps; then again, when everything is there."""
+    command = ["lab", "run", "shared", "--quick", "--steps", "8", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "in this setting" in out and "report-quick.html" in out
+    summary = read_summary(tmp_path / "shared")
+    assert [row.name for row in summary.rows] == ["0", "1", "2"]
+    assert all(row.bits is not None and 1.5 < row.bits.value < 6 for row in summary.rows)
+    assert all(abs(row.flops_to_baseline - 1) < 0.01 for row in summary.rows)
+    assert (tmp_path / "shared" / "report-quick.html").is_file()
+    assert main([*command, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["labs"][0]
+    assert again["rows"][1]["bits"]["value"] == pytest.approx(summary.rows[1].bits.value)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    for name in ("shared", "balance"):
+        (tmp_path / "labs" / name).mkdir(parents=True)
+        summary = summarise(LABS[name], results(LABS[name]), {}, quick=False)
+        write_summary(tmp_path / "labs" / name, summary)
+    return tmp_path
+
+
+def test_report(finished, capsys) -> None:
+    assert main(["lab", "report", "shared", "--labs", str(finished / "labs")]) == 0
+    path = finished / "labs" / "shared" / "report.html"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.is_file()
+
+
+def test_docs_of_all_that_there_is(finished, capsys) -> None:
+    docs = finished / "docs"
+    arguments = ["--format", "md", "--labs", str(finished / "labs"), "--out", str(docs)]
+    assert main(["lab", "report", "all", *arguments]) == 0
+    assert {path.name for path in docs.iterdir()} == {"README.md", "shared", "balance"}
+    assert "balance/README.md" in (docs / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "balanc"], "lab = 'balanc': unknown lab; did you mean 'balance'?"),
+        (["report", "nonsense-lab"], "unknown lab"),
+        (["run", "balance", "--seeds", "0"], "seeds = 0: must lie between 1 and 10"),
+        (["run", "balance", "--seeds", "99"], "seeds = 99"),
+        (["run", "balance", "--steps", "0"], "steps = 0: must be at least 1"),
+        (["run", "balance", "--jobs", "0"], "jobs = 0: must be at least 1"),
+        (["run", "balance", "--data", "nowhere/"], "nowhere"),
+        (["report", "balance", "--labs", "nowhere"], "moeworks lab run balance"),
+        (["report", "all", "--labs", "nowhere"], "nowhere: no results of any lab"),
+        (["report", "balance", "--out", "x"], "out = 'x': is for --format md"),
+    ],
+)
+def test_bad_input(argv: list[str], message: str, capsys) -> None:
+    assert main(["lab", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_damaged_results_are_not_passed_over(finished, capsys) -> None:
+    (finished / "labs" / "shared" / "results.json").write_text("{")
+    assert main(["lab", "report", "all", "--labs", str(finished / "labs")]) == 2
+    assert "not the results of a lab" in capsys.readouterr().err

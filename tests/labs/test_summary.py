@@ -1,0 +1,68 @@
+"""results.json and its figures."""
+
+import json
+
+import numpy as np
+import pytest
+from lab_records import record, results
+
+from moeworks.errors import DataError
+from moeworks.labs.experiments import LABS
+from moeworks.labs.figures import Film, LineFigure, series
+from moeworks.labs.results import Results
+from moeworks.labs.summary import read_summary, summarise, write_summary
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_there_and_back(tmp_path, name: str) -> None:
+    summary = summarise(LABS[name], results(LABS[name]), {"seeds": "4"}, quick=False)
+    assert write_summary(tmp_path, summary) == tmp_path / "results.json"
+    assert read_summary(tmp_path) == summary
+
+
+def test_quick_results_stand_beside_full_ones(tmp_path) -> None:
+    lab = LABS["shared"]
+    quick, full = (summarise(lab, results(lab), {}, quick=quick) for quick in (True, False))
+    write_summary(tmp_path, quick)
+    assert read_summary(tmp_path).quick
+    write_summary(tmp_path, full)
+    write_summary(tmp_path, quick)
+    assert not read_summary(tmp_path).quick
+
+
+def test_no_results(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"run the lab first: moeworks lab run shared"):
+        read_summary(tmp_path / "shared")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 1})])
+def test_bad_results(tmp_path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match="not the results of a lab"):
+        read_summary(tmp_path)
+
+
+def test_rows() -> None:
+    lab = LABS["dense"]
+    records = [record(arm.name, 0, 2.0, flops=1000 + 10 * n) for n, arm in enumerate(lab.arms)]
+    summary = summarise(lab, Results(records, [a.name for a in lab.arms], lab.baseline), {}, quick=True)
+    assert summary.rows[0].difference is None and summary.rows[0].flops_to_baseline == 1.0
+    assert summary.rows[2].flops_to_baseline == pytest.approx(1.02)
+    assert summary.rows[2].cpu_seconds == 1.5
+    compute = next(f for f in summary.figures if isinstance(f, LineFigure) and f.key == "loss_flops")
+    assert compute.series[0].x[0] == 5 * 32 * 1000  # tokens of the first point times FLOPs
+
+
+def test_film_is_relative_load() -> None:
+    lab = LABS["balance"]
+    summary = summarise(lab, results(lab), {}, quick=False)
+    film = next(figure for figure in summary.figures if isinstance(figure, Film))
+    assert film.names == ("none", "switch-0.01", "bias")
+    assert film.frames == ("step 5", "step 10", "step 15", "step 20")
+    load = np.array(film.load)
+    assert load.shape == (3, 4, 2, 4)
+    np.testing.assert_allclose(load.mean(axis=-1), 1, atol=0.01)
+
+
+def test_gaps() -> None:
+    assert series("x", [1, 2], np.array([np.nan, 2.0])).y == (None, 2.0)
