@@ -54,7 +54,7 @@ def sample_texts(
     check(texts >= 1 and length >= 1, "texts", (texts, length), "there must be at least 1 of 1 token")
     header = trace.header
     room = max(assignments // (len(header.layers) * header.top_k), 1)
-    length = max(min(length, room // texts), min(room, 32))
+    length = min(length, max(room // texts, min(room, 32)))
     tokens = trace.tokens
     first = np.flatnonzero(np.r_[True, tokens.sequence[1:] != tokens.sequence[:-1]])
     size = np.minimum(np.diff(np.r_[first, len(tokens)]), length)
