@@ -10,9 +10,12 @@ from traces import random_trace
 
 from moeworks.analyse import analyse_trace
 from moeworks.analyse.change import change_over_training, overlap, overlap_share
-from moeworks.analyse.coactivation import count_pairs
+from moeworks.analyse.coactivation import coactivation, count_pairs
 from moeworks.analyse.consistency import run_lengths
+from moeworks.analyse.experts import expert_table
 from moeworks.analyse.information import conditional_entropy
+from moeworks.analyse.neighbours import neighbours
+from moeworks.analyse.vocabulary import top_tokens
 from moeworks.errors import ConfigError
 from moeworks.simulate.cache import simulate_cache
 from moeworks.trace import LayerColumns, RoutingTrace, TraceBlock, TraceHeader, token_columns
@@ -66,6 +69,17 @@ def test_nor_comparisons_of_traces():
     spare = with_spare_slot(one), with_spare_slot(two)
     assert_equal(change_over_training(spare), change_over_training([one, two]))
     assert_equal(overlap(*spare), overlap(one, two))
+
+
+def test_nor_the_tables_of_a_report():
+    trace = random_trace(layers=2, tokens=300)
+    spare = with_spare_slot(trace)
+    assert_equal(expert_table(spare), expert_table(trace))
+    assert_equal(top_tokens(spare), top_tokens(trace))
+    got, want = (neighbours(coactivation(each), min_count=1) for each in (spare, trace))
+    for name in ("edges", "lifts", "expected"):
+        for a, b in zip(getattr(got, name), getattr(want, name), strict=True):
+            np.testing.assert_allclose(a, b, err_msg=name)
 
 
 @given(st.data())

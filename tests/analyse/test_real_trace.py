@@ -13,9 +13,12 @@ from moeworks.analyse.change import change_over_training, overlap
 from moeworks.analyse.coactivation import coactivation
 from moeworks.analyse.confidence import confidence
 from moeworks.analyse.consistency import drift, overlap_by_lag, repeats, run_lengths
+from moeworks.analyse.experts import expert_table
 from moeworks.analyse.information import mutual_information
 from moeworks.analyse.load import batch_load_table, device_balancedness, load_table, max_vio
+from moeworks.analyse.neighbours import neighbours
 from moeworks.analyse.specialisation import domain_specialisation, vocabulary_specialisation
+from moeworks.analyse.vocabulary import top_tokens
 from moeworks.analyse.working_set import working_sets
 from moeworks.trace import RoutingTrace, count_experts, token_columns, write_trace
 from moeworks.trace.block import TraceBlock
@@ -258,3 +261,56 @@ def test_overlap_and_saturation(trace, long):
     change = change_over_training([other, trace])
     assert change.saturation[0, PLACE] == pytest.approx(expected)
     assert change.churn[0, PLACE] == pytest.approx(1 - expected)
+
+
+def test_experts(trace, long):
+    found = expert_table(trace)
+    rows = sql(
+        f"""with s as (select row, sum(w) total from a group by row),
+        n as (select l.e, count(*) uses, count(r.e) again from a l
+        join (select distinct sequence, position - 1 as position from a) t using (sequence, position)
+        left join a r on r.sequence = l.sequence and r.position = l.position + 1 and r.e = l.e group by l.e)
+        select e, count(*), count(*) / ({33279 * K} / {EXPERTS}), avg((rank = 1)::int), avg(w / total),
+        any_value(again / uses) from a join s using (row) join n using (e) group by e order by e""",
+        long,
+    )
+    experts, counts, load, first, weight, keeps = (
+        np.array(column, float) for column in zip(*rows, strict=True)
+    )
+    assert experts.tolist() == list(range(EXPERTS))
+    np.testing.assert_array_equal(found.assignments[PLACE], counts)
+    np.testing.assert_allclose(found.load[PLACE], load)
+    np.testing.assert_allclose(found.first[PLACE], first)
+    np.testing.assert_allclose(found.weight[PLACE], weight, rtol=1e-5)
+    np.testing.assert_allclose(found.keeps[PLACE], keeps)
+
+
+def test_top_tokens(trace, long):
+    found = top_tokens(trace, number=1, min_count=50)
+    table = pd.crosstab(long["token_id"], long["e"]).reindex(columns=range(EXPERTS), fill_value=0)
+    often = long.groupby("token_id")["row"].nunique()
+    common = often[often >= 50]
+    share = table.loc[common.index].div(common, axis=0)
+    load = table.sum() / len(trace.tokens)
+    spread = np.sqrt(np.outer((len(trace.tokens) / common - 1) / (len(trace.tokens) - 1), load * (1 - load)))
+    z = (share - load) / spread
+    np.testing.assert_array_equal(found.token_ids[PLACE, :, 0], z.idxmax().to_numpy())
+    np.testing.assert_allclose(found.z[PLACE, :, 0], z.max().to_numpy())
+    uses = table.loc[common.index]
+    knowing = (uses**2).div(common, axis=0).sum() / uses.sum()
+    np.testing.assert_allclose(found.knowing[PLACE], knowing.to_numpy())
+
+
+def test_strongest_pairs(trace, long):
+    found = neighbours(coactivation(trace), edges=10)
+    rows = sql(
+        f"""with n as (select e, count(*) n from a group by e), t as (select sum(n) t from n)
+        select l.e, r.e, count(*) pairs, any_value(
+          {K - 1} * (x.n * y.n / (t - x.n) + x.n * y.n / (t - y.n)) / 2) expected
+        from a l join a r using (row) join n x on x.e = l.e join n y on y.e = r.e, t
+        where l.e < r.e group by all having pairs >= 20 order by pairs / expected desc limit 10""",
+        long,
+    )
+    assert [tuple(edge) for edge in found.edges[PLACE].tolist()] == [row[:2] for row in rows]
+    assert found.counts[PLACE].tolist() == [row[2] for row in rows]
+    np.testing.assert_allclose(found.expected[PLACE], [row[3] for row in rows])

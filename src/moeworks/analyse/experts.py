@@ -50,7 +50,7 @@ def _of_layer(layer: LayerColumns, experts: int, follows: np.ndarray) -> dict[st
         result = np.zeros(experts)
         for slot in range(ids.shape[1]):
             part = None if values is None else (values if values.ndim == 1 else values[:, slot])
-            result += np.bincount(ids[:, slot], part, experts)
+            result += _sums(ids[:, slot], experts, part)
         return result
 
     def mean(values: np.ndarray | None) -> np.ndarray | None:
@@ -65,7 +65,7 @@ def _of_layer(layer: LayerColumns, experts: int, follows: np.ndarray) -> dict[st
     return {
         "assignments": counts.astype(np.int64),
         "load": relative_load(counts),
-        "first": _over(np.bincount(ids[:, 0], minlength=experts), counts),
+        "first": _over(_sums(ids[:, 0], experts), counts),
         "keeps": _keeps(ids, follows, experts),
         "weight": mean(None if layer.weights is None else normalised(layer.weights)),
         "entropy": mean(relative),
@@ -78,10 +78,15 @@ def _keeps(ids: np.ndarray, follows: np.ndarray, experts: int) -> np.ndarray:
     early, late = ids[:-1][follows], ids[1:][follows]
     used, kept = np.zeros(experts), np.zeros(experts)
     for slot in range(ids.shape[1]):
-        used += np.bincount(early[:, slot], minlength=experts)
+        used += _sums(early[:, slot], experts)
         again = (early[:, slot : slot + 1] == late).any(axis=1)
-        kept += np.bincount(early[again, slot], minlength=experts)
+        kept += _sums(early[again, slot], experts)
     return _over(kept, used)
+
+
+def _sums(ids: np.ndarray, experts: int, values: np.ndarray | None = None) -> np.ndarray:
+    """[E]: sums of values [T], or counts, by ids [T]; empty slots are left out."""
+    return np.bincount(ids, values, experts + 1)[:experts]
 
 
 def _over(total: np.ndarray, count: np.ndarray) -> np.ndarray:

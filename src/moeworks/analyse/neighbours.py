@@ -53,9 +53,9 @@ def _of_layer(
 ) -> tuple[np.ndarray, ...]:
     pairs, rate, baseline = table.pairs[place], table.rate[place], table.baseline[place]
     experts = len(pairs)
-    # rows of `rate` are N_ij / N_i, so that a row's count is pairs / rate.
-    k_minus_1 = max(float(rate.sum(axis=1).max(initial=0)), 1.0)
-    uses = pairs.sum(axis=1) / k_minus_1
+    # Rows of `rate` are N_ij / N_i: their sums are an expert's mean number of partners.
+    partners = rate.sum(axis=1)
+    uses = pairs.sum(axis=1) / np.where(partners > 0, partners, 1)
     one_way = uses[:, None] * baseline
     expected = (one_way + one_way.T) / 2
     lift = np.where((pairs >= min_count) & (expected > 0), pairs / np.where(expected > 0, expected, 1), 0)

@@ -25,7 +25,7 @@ class TextSample:
     positions: np.ndarray
     """int [t]."""
     ids: np.ndarray
-    """int [l, t, K]."""
+    """int [l, t, K]; the number of experts marks an empty slot."""
     weights: np.ndarray | None
     """float [l, t, K]: shares of the weights, which sum to 1."""
     entropy: np.ndarray | None
@@ -35,7 +35,7 @@ class TextSample:
     runners_up: np.ndarray | None
     """int [l, t, r]: the best experts that were not chosen; None without logits."""
     behind: np.ndarray | None
-    """float [l, t, r]: the logit of a runner-up minus the least of a chosen expert."""
+    """float [l, t, r]: the logit of a runner-up minus the least of a chosen expert; NaN without one."""
 
 
 def sample_texts(
@@ -54,7 +54,7 @@ def sample_texts(
     check(texts >= 1 and length >= 1, "texts", (texts, length), "there must be at least 1 of 1 token")
     header = trace.header
     room = max(assignments // (len(header.layers) * header.top_k), 1)
-    length = max(min(length, room // texts), min(room, 32))
+    length = min(length, max(room // texts, min(room, 32)))
     tokens = trace.tokens
     first = np.flatnonzero(np.r_[True, tokens.sequence[1:] != tokens.sequence[:-1]])
     size = np.minimum(np.diff(np.r_[first, len(tokens)]), length)
@@ -99,8 +99,12 @@ def _stacked(parts: list[np.ndarray | None]) -> np.ndarray | None:
 
 def _runners_up(layer: LayerColumns, number: int) -> tuple[np.ndarray, np.ndarray]:
     assert layer.logits is not None
-    logits = layer.logits.astype(np.float64)
-    least = np.take_along_axis(logits, layer.ids.astype(np.int64), 1).min(axis=1, keepdims=True)
-    np.put_along_axis(logits, layer.ids.astype(np.int64), -np.inf, 1)
+    ids = layer.ids.astype(np.int64)
+    # One more column, so that an empty slot is neither the least of the chosen nor a runner-up.
+    logits = np.pad(layer.logits.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.inf)
+    least = np.take_along_axis(logits, ids, 1).min(axis=1, keepdims=True)
+    least[np.isinf(least)] = np.nan
+    logits[:, -1] = -np.inf
+    np.put_along_axis(logits, ids, -np.inf, 1)
     best = np.argsort(-logits, axis=1, kind="stable")[:, :number]
     return best, np.take_along_axis(logits, best, 1) - least

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from traces import random_trace
@@ -10,31 +11,48 @@ from traces import random_trace
 from moeworks.analyse.inspection import inspect_trace
 from moeworks.data.pieces import Pieces
 from moeworks.report import Subject, trace_report
+from moeworks.trace import LayerColumns, RoutingTrace, TraceBlock, TraceHeader, token_columns
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+WIDTHS = """[...document.querySelectorAll("select, input, .card, h1")]
+.map((element) => element.getBoundingClientRect().right - innerWidth)"""
 HOSTILE = "</script><img src=x onerror='window.hacked=1'>"
 
 
+def opened(browser, path: Path, **options):
+    page = browser.new_page(**options)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(path.as_uri())
+    return page
+
+
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory):
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word: i for i, word in enumerate([HOSTILE, "▁b", "<0xE3>", "d\n", "e"])}
     pieces = Pieces(tokenizers.Tokenizer(tokenizers.models.BPE(words, [])))
     trace = random_trace(tokens=400, domains=(HOSTILE, "%{z}"))
     inspection = inspect_trace(trace, other=random_trace(1, tokens=400, domains=("code", "prose")))
     path: Path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_bytes(trace_report(Subject(inspection, HOSTILE, pieces, HOSTILE)))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(path.as_uri())
-        yield page
-        browser.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(browser, path):
+    return opened(browser, path)
 
 
 def test_it_loads_quietly_and_hostile_text_runs_nothing(page) -> None:
@@ -70,4 +88,38 @@ def test_tokens_show_their_experts_by_pointer_and_keyboard(page) -> None:
     assert page.locator("#text-body .token").nth(3).get_attribute("aria-selected") == "true"
     page.locator("#text-slider").fill("2")
     assert page.locator("#card-title").text_content() == "Expert 1 of layer 2"
+    assert page.said == []
+
+
+def test_it_fits_a_phone(browser, path) -> None:
+    narrow = opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme="dark")
+    assert max(narrow.evaluate(WIDTHS)) <= 0
+    assert narrow.said == []
+
+
+def test_a_printed_page_hides_what_only_a_screen_can_do(browser, path) -> None:
+    printed = opened(browser, path)
+    printed.emulate_media(media="print")
+    assert not printed.locator("#text-slider").is_visible()
+    assert not printed.locator("#token-detail").is_visible()
+    assert len(printed.pdf()) > 10_000
+
+
+def test_tokens_with_fewer_experts(browser, tmp_path) -> None:
+    """Empty slots are no experts; a token without any says so."""
+    header = TraceHeader(num_experts=4, top_k=2, layers=(0,), fields=("logits",), empty_slots=True)
+    ids = np.array([[0, 1], [2, 4], [4, 4]] * 10, np.uint8)
+    columns = LayerColumns(ids, logits=np.random.default_rng(0).normal(size=(30, 4)).astype(np.float16))
+    trace = RoutingTrace.from_blocks(header, [TraceBlock(token_columns(30), (columns,))])
+    (tmp_path / "t.html").write_bytes(trace_report(Subject(inspect_trace(trace), "t")))
+    page = opened(browser, tmp_path / "t.html")
+    tokens = page.locator("#text-body .token")
+    assert tokens.nth(1).get_attribute("aria-label").endswith("expert 2")
+    assert tokens.nth(2).get_attribute("aria-label").endswith("no expert")
+    for place, choices, runners_up in [(0, 2, 2), (1, 1, 2), (2, 1, 0)]:
+        tokens.nth(place).hover()
+        lists = page.locator("#token-detail ol")
+        assert lists.nth(0).locator("li").count() == choices
+        assert lists.count() == (2 if runners_up else 1)
+    assert "no expert works on this token" in page.locator("#token-detail").text_content()
     assert page.said == []

@@ -35,14 +35,14 @@
   function color() {
     const experts = spans.map((_, place) => expertOf(place));
     const uses = new Map();
-    experts.forEach((expert) => uses.set(expert, (uses.get(expert) ?? 0) + 1));
+    experts.filter((expert) => expert >= 0).forEach((expert) => uses.set(expert, (uses.get(expert) ?? 0) + 1));
     const order = [...uses].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
     const place = new Map(order.slice(0, COLORS).map(([expert], i) => [expert, i]));
     spans.forEach((span, i) => {
       const expert = experts[i];
       span.dataset.color = place.get(expert) ?? "rest";
-      span.dataset.expert = expert;
-      span.setAttribute("aria-label", `${span.textContent}, expert ${expert}`);
+      span.dataset.expert = expert < 0 ? "–" : expert;
+      span.setAttribute("aria-label", `${span.textContent}, ${expert < 0 ? "no expert" : `expert ${expert}`}`);
     });
     const chips = order.slice(0, COLORS).map(([expert, number], i) =>
       element("span", { class: "chip" }, element("span", { class: "token", "data-color": i, "aria-hidden": "true" }, "  "),
@@ -59,7 +59,10 @@
   function rows(row) {
     const { layer } = moeworks.state;
     const weights = columns.weights?.row(layer, row);
-    return columns.ids.row(layer, row).map((expert, i) =>
+    // An empty slot is -1; empty ones stand behind all others.
+    const chosen = [...columns.ids.row(layer, row)].filter((expert) => expert >= 0);
+    if (!chosen.length) return [element("li", {}, "no expert works on this token")];
+    return chosen.map((expert, i) =>
       element("li", {}, "expert ", expertButton(layer, expert), weights ? ` has ${percent(weights[i])} of the weight` : ""));
   }
 
@@ -67,6 +70,7 @@
     if (!columns.runnersUp) return [];
     const { layer } = moeworks.state;
     const behind = columns.behind.row(layer, row);
+    if (behind[0] === null) return [];
     const items = columns.runnersUp.row(layer, row).map((expert, i) =>
       element("li", {}, "expert ", expertButton(layer, expert), behind[i] > 0
         ? `, ${short(behind[i])} logits ahead, but passed over by a bias or groups`

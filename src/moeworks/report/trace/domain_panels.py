@@ -63,7 +63,8 @@ def domain_panels(subject: Subject) -> tuple[list[Panel], str]:
         "strip",
         "More than chance?",
         "Points are the share of the domain's tokens that an expert works on. Inside its grey band a share is"
-        " what chance gives; a diamond is what a router would do that knows the words and nothing else.",
+        " what chance gives; orange points lie above it, blue ones below. A diamond is what a router would do"
+        " that knows the words and nothing else.",
         "Shares of the chosen domain by expert, with the band that chance gives.",
         draw_strip(subject),
     )

@@ -100,7 +100,7 @@ def _similarity(subject: Subject) -> dict[str, Any] | None:
 
 
 def _sample(subject: Subject) -> dict[str, Any]:
-    sample = subject.inspection.sample
+    sample, experts = subject.inspection.sample, subject.inspection.header.num_experts
     known = bool((sample.token_ids >= 0).all())
     ends = [*sample.starts[1:].tolist(), len(sample.token_ids)]
     texts = []
@@ -115,7 +115,7 @@ def _sample(subject: Subject) -> dict[str, Any]:
         "texts": texts,
         "tokenIds": sample.token_ids.tolist() if known else None,
         "positions": sample.positions.tolist(),
-        "ids": pack_counts(sample.ids),
+        "ids": pack_counts(np.where(sample.ids < experts, sample.ids.astype(np.int64), -1)),
         "weights": None if sample.weights is None else pack_numbers(sample.weights),
         "entropy": None if sample.entropy is None else pack_numbers(sample.entropy),
         "margin": None if sample.margin is None else pack_numbers(sample.margin),
