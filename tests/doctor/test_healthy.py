@@ -5,6 +5,18 @@ from healthy import BIASED, GROUPED, decoder_subject, layer_subject
 from tiny_families import TINY, tiny_config
 
 from moeworks import BalanceConfig
+from moeworks.config.choice import Choice
+from moeworks.config.choices import (
+    AssignmentChoice,
+    ExpertChoice,
+    HashChoice,
+    PolicyGradientChoice,
+    RandomChoice,
+    RoundRobinChoice,
+    SinkhornChoice,
+    ThresholdChoice,
+    TopPChoice,
+)
 from moeworks.doctor.catalogue import INVARIANTS
 from moeworks.doctor.ours import DecoderSubject
 from moeworks.doctor.shrink import build_tiny
@@ -47,6 +59,10 @@ DECODERS = {
     "top 1": dict(top_k=1, renormalize=False),
 }
 
+CHOICES: tuple[Choice, ...] = (
+    ExpertChoice(), SinkhornChoice(), AssignmentChoice(), TopPChoice(), ThresholdChoice(), HashChoice(),
+    RandomChoice(), RoundRobinChoice(), PolicyGradientChoice(),
+)  # fmt: skip
 
 OF_ARCHITECTURES = (
     "router-gradient", "selection", "weights", "underflow", "bias-shift", "bias-moves", "objective",
@@ -68,6 +84,18 @@ def test_layers(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders(name: str) -> None:
     assert complaints(decoder_subject(**DECODERS[name])) == []
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.kind)
+def test_other_ways_to_choose(choice: Choice) -> None:
+    """What holds of top-k alone is not held against them."""
+    subject = decoder_subject(choice=choice)
+    found = examine(subject, INVARIANTS)
+    assert [f"{f.check}: {f.message}" for f in found.failed] == []
+    verdicts = {f.check: f.verdict for f in found.findings}
+    assert verdicts["selection"] == "not applicable" and verdicts["experts-permute"] != "fail"
+    looks_ahead = choice.looks_ahead(training=True) is not None
+    assert verdicts["causality"] == ("not applicable" if looks_ahead else "pass")
 
 
 @pytest.mark.parametrize("name", [n for n in TINY if tiny_config(n).moe_layers])

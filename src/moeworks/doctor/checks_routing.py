@@ -34,7 +34,7 @@ def router_gradient(subject: Subject) -> Outcome:
     return judge(worst > ALIVE, f"router's gradient is {worst:.1e} of its experts' (smallest of the layers)")
 
 
-@invariant("selection", "chooses the top k", 3, 4, 7, 32)
+@invariant("selection", "chooses the top k", 3, 4, 7, 32, top_k_only=True)
 def selection(subject: Subject) -> Outcome:
     """Each token goes to k different experts: those with the highest score plus selection bias, in the best
     groups where routing is limited to groups (a group counts by its best expert in DeepSeek-V2, by the sum of
@@ -67,7 +67,7 @@ def _choice(subject: Subject, routing: Routing, bias: Tensor | None) -> Tensor:
     return values_TE if bias is None else values_TE + bias.detach().reshape(1, -1).to(values_TE)
 
 
-@invariant("weights", "weights as configured", 2, 7)
+@invariant("weights", "weights as configured", 2, 7, top_k_only=True)
 def weights(subject: Subject) -> Outcome:
     """The weight of each chosen expert is its own score (softmax, sigmoid, ...), divided by the sum of the
     chosen where the config says so, times the configured scale, and nothing else. Measured: the largest

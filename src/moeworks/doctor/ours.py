@@ -53,7 +53,7 @@ class OurSubject(Subject):
         self.name = name
         self._module = module
         biased = any(expert_bias_of(moe.router) is not None for moe in moe_modules(module))
-        self._balance = balance or BalanceConfig(bias_rule="sign" if biased else "none")
+        self._balance = balance or _usual_balance(module, biased)
 
     def model(self) -> nn.Module:
         # Configs are frozen: they need no copies.
@@ -251,6 +251,15 @@ class DecoderSubject(OurSubject):
         return load(folder / "published", dtype=torch.float32)
 
 
+def _usual_balance(module: nn.Module, biased: bool) -> BalanceConfig:
+    """The default, without losses where no router can learn from them."""
+    plain = BalanceConfig(bias_rule="sign" if biased else "none")
+    if all(moe.config.choice.linear for moe in moe_modules(module)):
+        return plain
+    losses_off = {f.name: 0.0 for f in fields(plain) if f.name.endswith("_coef")}
+    return replace(plain, **losses_off)  # pyrefly: ignore
+
+
 def _block(path: str, moe: MoE) -> Block:
     experts = moe.experts
     count = moe.config.num_experts
@@ -269,8 +278,9 @@ def _claims(
     plain = isinstance(router.choice, TopKChoice)
     coefs = [getattr(balance, f.name) for f in fields(balance) if f.name.endswith("_coef")]
     return Claims(
-        top_k=router.top_k if plain else None,
-        score=router.score if plain and router.score != "sparsemixer" else None,
+        choice=None if plain else router.choice.kind,
+        top_k=router.top_k,
+        score=None if router.score == "sparsemixer" else router.score,
         renormalize=router.renormalize or _after_softmax(router),
         scale=router.routing_scale,
         num_groups=router.num_groups,
@@ -281,7 +291,7 @@ def _claims(
         min_capacity=capacity.min_capacity,
         drop_policy=capacity.drop_policy,
         drops_in_evaluation=capacity.eval_capacity_factor is not None,
-        causal=causal,
+        causal=causal and router.choice.looks_ahead(training=True) is None,
         chooses_by="logits" if router.score_order == "after_top_k" else "scores",
         bias_is_trained=router.selection_bias,
         balance_coef=max(coefs) or None,

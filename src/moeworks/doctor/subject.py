@@ -105,6 +105,8 @@ class Claims:
     drop_policy: Literal["position", "probability", "batch_priority"] = "position"
     drops_in_evaluation: bool = False
     """A capacity for the whole batch binds in evaluation too, so that rows depend on each other."""
+    choice: str | None = None
+    """How experts are chosen where that is not each token's top-k of its own scores."""
     causal: bool = True
     """No position depends on a later one."""
     chooses_by: Literal["scores", "logits"] = "scores"

@@ -34,6 +34,15 @@ class Invariant:
     pitfalls: tuple[int, ...]
     """Numbers in the list of docs/pitfalls.md that it guards against."""
     examine: Callable[[Subject], Outcome]
+    top_k_only: bool = False
+    """It holds a model against the definition of top-k of each token's own scores."""
+
+    def of(self, subject: Subject) -> Outcome:
+        """The outcome on one subject. Raises Unavailable where it does not apply."""
+        choice = subject.claims.choice
+        if self.top_k_only and choice is not None:
+            raise Unavailable(f"it is about top-k of each token's own scores, and this router is {choice!r}")
+        return self.examine(subject)
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,14 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.verdict == "fail")
 
 
-def invariant(name: str, title: str, *pitfalls: int) -> Callable[[Callable[[Subject], Outcome]], Invariant]:
+def invariant(
+    name: str, title: str, *pitfalls: int, top_k_only: bool = False
+) -> Callable[[Callable[[Subject], Outcome]], Invariant]:
     """Make an Invariant of a function whose docstring is the explanation."""
 
     def make(function: Callable[[Subject], Outcome]) -> Invariant:
         explanation = " ".join((inspect.getdoc(function) or "").split())
-        return Invariant(name, title, explanation, pitfalls, function)
+        return Invariant(name, title, explanation, pitfalls, function, top_k_only)
 
     return make
 
@@ -97,7 +108,7 @@ def examine(
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                outcome = check.examine(subject)
+                outcome = check.of(subject)
         except Unavailable as reason:
             outcome = Outcome("not applicable", str(reason))
         except Exception as error:  # whatever a model of someone else's raises is the finding
