@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from moeworks.data.gguf_tokenizer import bpe_of_scores, byte_level_bpe, read_gguf_tokenizer
 from moeworks.data.model_tokenizer import tokenizer_of
-from moeworks.data.tokenizer import _BYTE_CHARACTERS
+from moeworks.data.tokenizer import BYTE_CHARACTERS
 from moeworks.errors import DataError
 
 gguf = pytest.importorskip("gguf")
-BYTES = [*_BYTE_CHARACTERS, "ab", "Ġab", "<|end|>"]
+BYTES = [*BYTE_CHARACTERS, "ab", "Ġab", "<|end|>"]
 PIECES = [
     "<unk>",
     "<s>",
