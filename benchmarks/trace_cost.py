@@ -1,10 +1,11 @@
-"""What traces cost: recording beside the forward pass, bytes of an id, and the analysis of 10^7 assignments.
+"""What traces cost: recording beside the forward pass, bytes of an id, and `inspect` of 10^7 assignments.
 
 python benchmarks/trace_cost.py [PRESET] [--passes 200] [--threads N]
 """
 
 import argparse
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeworks.analyse import analyse_trace
 from moeworks.config.presets import DEFAULT_PRESET, preset
 from moeworks.models.decoder import Decoder
 from moeworks.simulate.synthetic import synthetic_trace
@@ -130,16 +130,23 @@ def large_trace(path: Path) -> None:
     write_trace(path, header, TraceBlock(tokens, columns))
 
 
-def analysis(path: Path) -> dict[str, Any]:
-    """Time of all metrics, and the peak memory of this process until then."""
+def inspection(folder: Path) -> dict[str, Any]:
+    """Time and peak memory of `moeworks inspect`, in a process of its own, from start to the written page."""
+    trace, page = folder / "large.parquet", folder / "large.html"
+    large_trace(trace)
+    command = [sys.executable, "-m", "moeworks", "inspect", str(trace), "-o", str(page)]
     start = time.perf_counter()
-    trace = RoutingTrace.open(path)
-    analyse_trace(trace)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     scale = 1 if sys.platform == "darwin" else 1024
+    opened = RoutingTrace.open(trace)
     return {
-        "assignments": trace.num_tokens * trace.header.top_k * trace.num_layers,
-        "seconds": round(time.perf_counter() - start, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9, 2),
+        "assignments": opened.num_tokens * opened.header.top_k * opened.num_layers,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_gb": round(used.ru_maxrss * scale / 1e9, 2),
+        "page_mb": round(page.stat().st_size / 1e6, 2),
     }
 
 
@@ -152,10 +159,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        large_trace(Path(folder) / "large.parquet")
         figures = {
             "preset": options.preset,
-            "analysis": analysis(Path(folder) / "large.parquet"),
+            "inspection": inspection(Path(folder)),
             "recording_share": recording_share(options.preset, options.passes, Path(folder)),
             "id_bytes_top_8": id_bytes(Path(folder)),
         }

@@ -17,7 +17,7 @@ from moeworks.analyse.bootstrap import (
 from moeworks.analyse.load import shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace, count_experts
-from moeworks.trace.block import filled_slots
+from moeworks.trace.block import count_filled, filled_slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +64,20 @@ def overlap_of_rows(
         intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
         first.append((a[:, 0] == b[:, 0]).mean())
         loads = [shares(np.bincount(ids.reshape(-1), minlength=experts)[:experts]) for ids in (a, b)]
-        chance.append(filled_slots(a, experts).sum() / len(a) * (loads[0] * loads[1]).sum())
+        chance.append(count_filled(a, experts).mean() * (loads[0] * loads[1]).sum())
     return OverlapTable(layers, stack_intervals(intervals), np.array(chance), np.array(first))
 
 
 def common_experts(left: np.ndarray, right: np.ndarray, num_experts: int) -> np.ndarray:
     """int64 [T]: how many experts ids [T, K] and ids [T, K'] have in common; empty slots are none."""
+    # Slot by slot over all tokens: rows of K are too short for numpy to be quick along them.
+    others = np.ascontiguousarray(right.T)
     common = np.zeros(len(left), np.int64)
-    for slot in range(left.shape[1]):
-        own = left[:, slot : slot + 1]
-        common += ((own == right) & filled_slots(own, num_experts)).any(axis=1)
+    for own in np.ascontiguousarray(left.T):
+        found = np.zeros(len(left), np.bool_)
+        for other in others:
+            found |= own == other
+        common += found & filled_slots(own, num_experts)
     return common
 
 
@@ -82,7 +86,7 @@ def overlap_share(left: np.ndarray, right: np.ndarray, num_experts: int) -> np.n
 
     Two tokens without experts agree.
     """
-    sizes = sum(filled_slots(ids, num_experts).sum(axis=1) for ids in (left, right))
+    sizes = count_filled(left, num_experts) + count_filled(right, num_experts)
     common = common_experts(left, right, num_experts)
     return np.where(sizes > 0, 2 * common / np.maximum(sizes, 1), 1.0)
 

@@ -8,7 +8,7 @@ from moeworks.analyse.bootstrap import document_codes
 from moeworks.analyse.specialisation import document_labels, permuted_labels
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
-from moeworks.trace.block import filled_slots
+from moeworks.trace.block import count_filled, filled_slots
 from moeworks.trace.counts import count_groups
 
 _DENSE = 1 << 24  # cells that are counted in an array; more are counted by sorting
@@ -85,16 +85,17 @@ def conditional_entropy(ids: np.ndarray, condition: np.ndarray, num_experts: int
 
     Equal to (sum_c n_c log n_c - sum_{c,e} n_{c,e} log n_{c,e}) / n, n the assignments; no empty slots.
     """
-    filled = filled_slots(ids, num_experts)
+    filled = count_filled(ids, num_experts)
     total = int(filled.sum())
     if not total:
         return 0.0
     conditions = int(condition.max()) + 1
-    per_condition = np.bincount(condition, filled.sum(axis=1), minlength=conditions)
+    per_condition = np.bincount(condition, filled, minlength=conditions)
     if conditions * num_experts <= _DENSE:
         cells = count_groups(ids, condition, conditions, num_experts)
     else:
-        cells = np.unique((condition[:, None] * num_experts + ids)[filled], return_counts=True)[1]
+        used = filled_slots(ids, num_experts)
+        cells = np.unique((condition[:, None] * num_experts + ids)[used], return_counts=True)[1]
     return float((_n_log_n(per_condition) - _n_log_n(cells)) / total)
 
 

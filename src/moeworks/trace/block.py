@@ -135,6 +135,13 @@ def filled_slots(ids: np.ndarray, num_experts: int) -> np.ndarray:
     return ids != num_experts
 
 
+def count_filled(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    """int64 [T]: experts of each token of ids [T, K]."""
+    if not len(ids) or ids.max() < num_experts:  # far quicker than short sums, and the usual case
+        return np.full(len(ids), ids.shape[1], np.int64)
+    return filled_slots(ids, num_experts).sum(axis=1)
+
+
 def check_block(block: TraceBlock, header: TraceHeader) -> None:
     """Raise ConfigError when the shapes or fields of `block` are not those that `header` names."""
     count, experts = len(block.tokens), header.num_experts
