@@ -105,6 +105,8 @@ def test_by_hand(data):
     trace = RoutingTrace.from_blocks(header, [TraceBlock(token_columns(tokens), (LayerColumns(ids),))])
     lengths = run_lengths(trace, 0)
     assert (lengths * np.arange(len(lengths))).sum() == total
+    # A token without experts has no first choice that it could share.
+    assert overlap(trace, trace).same_first[0] == np.mean([bool(row) for row in sets])
 
 
 def test_simulations_that_need_equally_many_experts_say_so():

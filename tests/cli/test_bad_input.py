@@ -370,6 +370,18 @@ def test_run_that_was_damaged(case, copied, capsys):
     assert tree(copied) == before
 
 
+def test_resume_of_a_run_older_than_a_setting(halfway, finished):
+    """Settings that did not exist when it was made have their defaults."""
+    config = json.loads((halfway / "config.json").read_text())
+    del config["alarms"]
+    write_json(halfway / "config.json", config)
+    whole = read_checkpoint(last(halfway))
+    write_checkpoint(last(halfway), whole.tensors, {**whole.state, "config": config})
+    assert main(["train", "--resume", str(halfway)]) == 0
+    ends = [folder / "checkpoints" / "step-00000012" / "model.safetensors" for folder in (halfway, finished)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
 def test_texts_that_changed_since(fields, texts, tmp_path, capsys):
     """Other documents and the same tokenizer: the run does not go on with them in silence."""
     own = Path(shutil.copytree(texts, tmp_path / "own"))

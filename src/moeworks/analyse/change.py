@@ -62,7 +62,8 @@ def overlap_of_rows(
         common = overlap_share(a, b, experts)
         per_document = [sum_by_document(common, codes, documents), tokens]
         intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
-        first.append((a[:, 0] == b[:, 0]).mean())
+        same = (a[:, 0] == b[:, 0]) & filled_slots(a[:, 0], experts)
+        first.append(same.mean())
         loads = [shares(np.bincount(ids.reshape(-1), minlength=experts)[:experts]) for ids in (a, b)]
         chance.append(count_filled(a, experts).mean() * (loads[0] * loads[1]).sum())
     return OverlapTable(layers, stack_intervals(intervals), np.array(chance), np.array(first))

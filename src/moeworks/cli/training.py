@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -12,7 +12,7 @@ from moeworks.cli.progress import TrainingDisplay
 from moeworks.cli.summary import print_summary, summarise
 from moeworks.cli.train import TrainRequest
 from moeworks.config import RunConfig
-from moeworks.config.codec import to_dict
+from moeworks.config.codec import from_dict
 from moeworks.data.shards import PreparedCorpus, prepare
 from moeworks.data.tokenizer import load_tokenizer
 from moeworks.data.validation import ValidationSet
@@ -123,6 +123,13 @@ class _Session:
                 )
         return corpus
 
+    def _is_own(self, saved: Any) -> bool:
+        """Whether a checkpoint's config is this run's; settings younger than it have their defaults."""
+        try:
+            return from_dict(RunConfig, saved) == self.config
+        except ConfigError:
+            return False
+
     def _restore(self, trainer: Trainer) -> None:
         """Load the latest checkpoint of a resumed run; one that was killed before its first starts over."""
         if not self.resume:
@@ -131,7 +138,7 @@ class _Session:
             self.console.print("no checkpoint yet: starting from step 0")
             return
         checkpoint = read_checkpoint(latest_checkpoint(self.directory.checkpoints), verify=False)
-        if checkpoint.state["config"] != to_dict(self.config):
+        if not self._is_own(checkpoint.state["config"]):
             raise CheckpointError(
                 f"{checkpoint.path}: a checkpoint of another config than {self.directory.config}"
             )
