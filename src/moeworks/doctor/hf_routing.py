@@ -50,9 +50,9 @@ class Block:
     stack: str
     """Path of the module that owns the list of layers, "" for the model itself."""
     layer: int
-    """Index in that list."""
+    """Index in that list, where an entry with several attentions (LongCat-Flash) counts as so many layers."""
     depth: int
-    """Layers in that list."""
+    """Layers in that list, counted like that."""
     attention: bool = False
     """Its experts are attention heads (JetMoE), not feed-forward networks."""
 
@@ -91,8 +91,10 @@ def _place(model: nn.Module, path: str) -> tuple[str, int, int]:
     if not numbers or numbers[0] == 0:
         return "", int(parts[0]) if numbers else 0, 1
     at = numbers[0]
-    layers = model.get_submodule(".".join(parts[:at]))
-    return ".".join(parts[: at - 1]), int(parts[at]), len(list(layers.children()))
+    layers = list(model.get_submodule(".".join(parts[:at])).children())
+    attention = getattr(layers[int(parts[at])], "self_attn", None)
+    in_one = len(attention) if isinstance(attention, nn.ModuleList) else 1
+    return ".".join(parts[: at - 1]), int(parts[at]) * in_one, len(layers) * in_one
 
 
 # The usual way.
