@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from moeworks.layers.router import expert_bias_of
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.models.weights import load_weights
 from moeworks.ops import losses
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
 from moeworks.pretrained import load, save
@@ -75,12 +75,6 @@ class OurSubject(Subject):
     def balance_by_default(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
         found = losses.balance_losses(self.run(model, inputs).routings, self._balance)
         return None if not found else torch.as_tensor(losses.total_balance_loss(found, self._balance))
-
-    def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
-        with ExitStack() as stack:
-            for (_, moe), routing in zip(self._layers(model), routings, strict=True):
-                stack.enter_context(_deciding(moe, routing))
-            return self.output(model, inputs)
 
     def adapt(self, model: nn.Module) -> Adapted:
         places = [
@@ -142,6 +136,10 @@ class LayerSubject(OurSubject):
 
         y, *tensors = checkpoint(work, x.clone().requires_grad_(), use_reentrant=self._reentrant)
         return Seen(y, (records[0].with_tensors(tuple(tensors)),))
+
+    def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
+        x = inputs.values.to(next(model.parameters()).dtype)
+        return model(x, valid=inputs.valid_BL, replay=Replay(routings, weights="recorded"))[0]
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -205,11 +203,8 @@ class DecoderSubject(OurSubject):
         return Seen(made.logits_BLV, made.routings)
 
     def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
-        layers = self._layers(model)[: len(routings)]
-        with ExitStack() as stack:
-            for (_, moe), routing in zip(layers, routings, strict=True):
-                stack.enter_context(_deciding(moe, routing))
-            return self.output(model, inputs)
+        forced = Replay(routings, weights="recorded")
+        return model(inputs.values, valid_BL=inputs.valid_BL, replay=forced).logits_BLV
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -301,20 +296,6 @@ def _claims(
 def _after_softmax(router: RouterConfig) -> bool:
     """A softmax over the chosen logits is a renormalised softmax over all."""
     return router.score == "softmax" and router.score_order == "after_top_k"
-
-
-@contextmanager
-def _deciding(moe: MoE, routing: Routing) -> Iterator[None]:
-    """Within it the layer's router returns `routing`, whatever its input."""
-
-    def decided(*_: Any, **__: Any) -> Routing:
-        return routing
-
-    moe.router.forward = decided  # pyrefly: ignore
-    try:
-        yield
-    finally:
-        del moe.router.forward
 
 
 def _squares(output: Tensor, batch: Inputs) -> Tensor:

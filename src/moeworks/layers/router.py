@@ -1,6 +1,7 @@
 """The router of a MoE layer: scores experts for each token, in float32 whatever the model's dtype."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.router import RouterConfig
+from moeworks.errors import check
 from moeworks.layers.init import init_matrix_
 from moeworks.ops.choices.quantile import balancing_prices, bias_towards_prices
 from moeworks.ops.losses import updated_expert_bias
 from moeworks.ops.routing import Routing, RoutingContext
-from moeworks.ops.scoring import Scores, choose_top_k, score_logits
+from moeworks.ops.scoring import Scores, choose_top_k, routing_weights, score_logits
 
 Statistics = dict[str, Tensor]
 """What one Routing adds to the sums of its optimizer step, by name."""
@@ -75,6 +77,20 @@ class RouterModule(Stateful):
     def looks_ahead(self) -> str | None:
         """Why, in the present mode, a token's experts depend on later tokens; None where they do not."""
         return None
+
+    def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
+        """`routing`, just made by this router, with other experts of its tokens, weighted as it weighs them.
+
+        Raises ConfigError, as here, in a router that cannot weigh experts that it has not chosen.
+        """
+        check(
+            False,
+            "replay.weights",
+            "recomputed",
+            f"{type(self).__name__} does not say how it weighs given experts: derive the router from"
+            " moeworks.layers.router.RouterModule and define replayed(), or take 'recorded'",
+        )
+        return routing
 
 
 class Choice(Stateful):
@@ -143,6 +159,13 @@ class Router(RouterModule):
     def looks_ahead(self) -> str | None:
         """As the config's choice says."""
         return self.config.choice.looks_ahead(training=self.training)
+
+    def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
+        """Weights of the present scores, noise included, as for the router's own choice."""
+        weights_TK = routing_weights(
+            routing.router_logits_TE, routing.router_probs_TE, expert_ids_TK, self.config, variable=variable
+        )
+        return replace(routing, expert_ids_TK=expert_ids_TK, routing_weights_TK=weights_TK, variable=variable)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
         """Those of the choice, and the counts that move expert_bias."""

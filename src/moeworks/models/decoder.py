@@ -1,6 +1,6 @@
 """The decoder-only language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from moeworks.models.mtp import MTPLayer
 from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
 from moeworks.ops.head import Head
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 
 
@@ -82,6 +83,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         ahead: bool = False,
+        replay: Replay | None = None,
     ) -> DecoderOutput:
         """The states and the head that give logits of the next token at every position.
 
@@ -96,17 +98,23 @@ class Decoder(nn.Module):
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
             ahead: run the MTP layers too, over all positions, without a cache; their routings come last.
+            replay: the experts that MoE layers are to choose, as `routings` of an earlier output has them:
+                over these B * L tokens, with a cache too. With `ahead` it may go on with the MTP layers',
+                which otherwise choose for themselves. Mixtures of attention always do.
 
-        Raises ConfigError when the positions exceed max_seq_len, and outside of training when experts
-        depend on later tokens.
+        Raises ConfigError when the positions exceed max_seq_len, for a replay that does not fit, and outside
+        of training when experts depend on later tokens.
         """
         self._refuse_to_look_ahead()
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
         x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
         routings, carry = [], NOTHING
+        forced = self._replays(replay, ahead=ahead)
         for index, block in enumerate(self.layers):
             layer_inputs = inputs[choices[index]]
+            if forced:
+                context = replace(context, replay=forced.get(index))
             if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
                 x_BLD, decided, carry = checkpoint(
                     block, x_BLD, layer_inputs, context, None, carry, use_reentrant=False
@@ -119,7 +127,9 @@ class Decoder(nn.Module):
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
         predicted: list[Tensor] = []
         if ahead:
-            predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL, token_types_BL)
+            predicted, decided = self._ahead(
+                tokens_BL, hidden_BLD, document_ids_BL, valid_BL, token_types_BL, forced
+            )
             routings += decided
         return DecoderOutput(
             _computed(hidden_BLD),
@@ -136,6 +146,7 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor | None,
         valid_BL: Tensor | None,
         token_types_BL: Tensor | None,
+        forced: dict[int, Replay],
     ) -> tuple[list[Tensor], list[BlockRoutings]]:
         """The MTP layers one after the other, each over one position less than the one before."""
         predicted, routings = [], []
@@ -147,6 +158,7 @@ class Decoder(nn.Module):
             valid = None if valid_BL is None else valid_BL[:, depth:]
             types = None if token_types_BL is None else token_types_BL[:, depth:]
             inputs, context = self._context(tokens_BL, documents, valid, None, types)
+            context = replace(context, replay=forced.get(self.config.num_layers + depth - 1))
             choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[self.config.mtp_like]
             hidden_BLD, decided = layer(
                 hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
@@ -154,6 +166,17 @@ class Decoder(nn.Module):
             predicted.append(hidden_BLD)
             routings.append(decided)
         return predicted, routings
+
+    def _replays(self, replay: Replay | None, *, ahead: bool) -> dict[int, Replay]:
+        """The replay of each layer that has one, by index; MTP layers are numbered on."""
+        if replay is None:
+            return {}
+        config = self.config
+        layers = list(config.moe_layers)
+        if ahead and len(replay.routings) > len(layers) and config.mtp_like in layers:
+            layers += range(config.num_layers, config.num_layers + config.num_mtp_layers)
+        names = [f"replay of layer {index}" for index in layers]
+        return dict(zip(layers, replay.for_layers(names), strict=True))
 
     def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
         """[B, L, D], scaled as the config says."""
