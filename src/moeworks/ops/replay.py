@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.errors import check
@@ -75,7 +76,10 @@ def replayed_ids(replay: Replay, routing: Routing) -> tuple[Tensor, bool]:
         check(same, f"{where}: num_experts", record.num_experts, f"must be the layer's, {experts}")
         _check_valid(record, routing, where)
     ids_TK = ids_TK.to(device=routing.expert_ids_TK.device, dtype=torch.int64)
-    return ids_TK, _check_ids(ids_TK, experts, routing.valid_T, where)
+    variable = _check_ids(ids_TK, experts, routing.valid_T, where)
+    if routing.pools:
+        _check_pools(ids_TK, routing, where)
+    return ids_TK, variable
 
 
 def _check_valid(record: Routing, routing: Routing, where: str) -> None:
@@ -112,3 +116,17 @@ def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str)
             token = int(wrong_T.int().argmax())
             check(False, f"{where}: expert_ids of token {token}", ids_TK[token].tolist(), rule)
     return flags[-1]
+
+
+def _check_pools(ids_TK: Tensor, routing: Routing, where: str) -> None:
+    """Raise ConfigError for an expert outside the pool of its token's type."""
+    assert routing.token_types_T is not None
+    logits_TE = F.pad(routing.router_logits_TE, (0, 1))  # empty slots are in every pool
+    outside_TK = logits_TE.gather(1, ids_TK) == -torch.inf
+    if routing.valid_T is not None:
+        outside_TK = outside_TK & routing.valid_T[:, None]
+    if bool(outside_TK.any()):
+        token = int(outside_TK.any(dim=1).int().argmax())
+        pool = list(routing.pools[int(routing.token_types_T[token])])
+        rule = f"must lie in the pool of the token's type, {pool}"
+        check(False, f"{where}: expert_ids of token {token}", ids_TK[token].tolist(), rule)

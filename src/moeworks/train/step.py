@@ -275,7 +275,11 @@ def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: 
 
 def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
     """Mean over valid tokens of the largest absolute logit."""
-    size_T = routing.router_logits_TE.abs().amax(dim=1)
+    logits_TE = routing.router_logits_TE
+    if routing.pools:
+        # Experts outside a token's pool have -inf.
+        logits_TE = logits_TE.masked_fill(logits_TE == -torch.inf, 0.0)
+    size_T = logits_TE.abs().amax(dim=1)
     return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
 
 
