@@ -21,6 +21,8 @@ class EvalOptions:
     """Field of .jsonl and column of .parquet files that holds the text."""
     domain_field: str | None = None
     """Field with the domain; without it the folder or the file names it."""
+    domain: str | None = None
+    """For models with pools of experts: all texts have those of this domain; None: of their own."""
     context: int | None = None
     """Tokens that the model reads at once; None: 2048, or all that the model can read if that is less."""
     stride: int | None = None

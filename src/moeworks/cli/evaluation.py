@@ -26,7 +26,7 @@ _CONTEXT = 2048
 
 def run(options: EvalOptions) -> int:
     """Load the model, evaluate it, print what came out."""
-    model = load_model(options.model, options.device, options.dtype)
+    model = load_model(options.model, options.device, options.dtype, options.domain)
     tokenizer = tokenizer_of(options.model, model.config.vocab_size)
     record: dict[str, Any] = {"model": str(options.model)}
     console = Console()

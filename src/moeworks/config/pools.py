@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OTHERS = "*"
 """The name of the type of all domains that no other pool names."""
 
+NAME_ONE = "; or name one for all texts with --domain"
+"""What eval and trace can do about a domain without a pool."""
+
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -89,16 +92,18 @@ def check_pools(router: "RouterConfig") -> None:
     )
 
 
-def domain_types(router: "RouterConfig", domains: Sequence[str], *, every: bool = False) -> tuple[int, ...]:
+def domain_types(
+    router: "RouterConfig", domains: Sequence[str], *, every: bool = False, hint: str = ""
+) -> tuple[int, ...]:
     """The type of each domain's tokens; nothing where the router has no pools.
 
     `every`: each pool must have a domain. Raises ConfigError for pools without names and for a domain that
-    no pool is for.
+    no pool is for; `hint` then says what else can be done.
     """
     pools = parse_pools(router.pools)
     if not pools:
         return ()
-    types = tuple(type_named(router, domain, "domain of the data") for domain in domains)
+    types = tuple(type_named(router, domain, "domain of the data", hint) for domain in domains)
     for number, pool in enumerate(pools):
         found = not every or number in types
         rule = f"no document of the data is of the domain {pool.name!r}: its domains are {', '.join(domains)}"
@@ -106,7 +111,7 @@ def domain_types(router: "RouterConfig", domains: Sequence[str], *, every: bool 
     return types
 
 
-def type_named(router: "RouterConfig", name: str, what: str = "domain") -> int:
+def type_named(router: "RouterConfig", name: str, what: str = "domain", hint: str = "") -> int:
     """The type of a domain by its name. Raises ConfigError where no pool is for it."""
     pools = parse_pools(router.pools)
     names = [pool.name for pool in pools if pool.name is not None]
@@ -114,5 +119,6 @@ def type_named(router: "RouterConfig", name: str, what: str = "domain") -> int:
     check(len(names) > 0, "router.pools", router.pools, "must have names of domains: NAME=0-3,6 ...")
     if name in names:
         return names.index(name)
-    check(OTHERS in names, what, name, f"the model has no pool of experts for it; {nearest(name, names)}")
+    rule = f"the model has no pool of experts for it; {nearest(name, names)}{hint}"
+    check(OTHERS in names, what, name, rule)
     return names.index(OTHERS)

@@ -20,6 +20,8 @@ class Row:
 
     ids: Sequence[int]
     predicted: int
+    token_type: int | None = None
+    """Of all of them, for models with pools of experts; None is the model's `token_type`."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,20 @@ def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]
         valid_BL[number, :length] = True
         wanted_BL[number, length - row.predicted : length] = True
     valid = None if bool(valid_BL.all()) else valid_BL.to(device)
-    hidden_BLD = model(tokens_BL.to(device), valid_BL=valid).hidden_BLD
+    types_BL = _types(model, rows, tokens_BL)
+    hidden_BLD = model(tokens_BL.to(device), valid_BL=valid, token_types_BL=types_BL).hidden_BLD
     return [
         _score(model, hidden_LD[wanted_L.to(device)], targets_L[wanted_L].to(device))
         for hidden_LD, targets_L, wanted_L in zip(hidden_BLD, targets_BL, wanted_BL, strict=True)
     ]
+
+
+def _types(model: Decoder, rows: Sequence[Row], tokens_BL: Tensor) -> Tensor | None:
+    """int64 [B, L]; None where no row has a type, or one has none and the model neither."""
+    types = [model.token_type if row.token_type is None else row.token_type for row in rows]
+    if None in types:
+        return None
+    return torch.tensor(types, device=next(model.parameters()).device)[:, None].expand_as(tokens_BL)
 
 
 def _score(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Score:

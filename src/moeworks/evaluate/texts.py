@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from moeworks.config.pools import NAME_ONE, type_named
 from moeworks.data.documents import Document
 from moeworks.data.model_tokenizer import ModelTokenizer
 from moeworks.evaluate.scoring import Row, score_rows, windows
@@ -75,6 +76,9 @@ def evaluate_texts(
     Every token of a document is predicted once, the first one after the tokenizer's start tokens (or what
     ends texts, where it has none). A model whose tokenizer has neither does not predict the first token.
 
+    With pools of experts a document's tokens are of the type of its domain, unless the model has a
+    `token_type`. Raises ConfigError for a domain that no pool is for.
+
     Args:
         context: tokens that the model reads at once.
         stride: between two windows of a long document; `context` lets each start without knowing the one
@@ -93,6 +97,10 @@ def evaluate_texts(
             start = tokenizer.prefix_ids
             before = len(start) if start else 1
             own = list(windows([*start, *ids], before, context, stride))
+            if model.config.router.pools and model.token_type is None:
+                what = f"{document.source}: domain"
+                kind = type_named(model.config.router, document.domain, what, NAME_ONE)
+                own = [replace(row, token_type=kind) for row in own]
             rows += own
             owners += [document.domain] * len(own)
             size = len(document.text.encode())

@@ -51,17 +51,20 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """A decoder as ModelConfig describes it.
 
-    Set `activation_checkpointing` to recompute each layer in the backward pass. `origin` says which
-    published checkpoint the weights came from, if any.
+    Set `activation_checkpointing` to recompute each layer in the backward pass. `token_type` is the type of
+    all tokens where a caller names none, for models with pools of experts. `origin` says which published
+    checkpoint the weights came from, if any.
     """
 
     origin: Origin | None
+    token_type: int | None
 
     def __init__(self, config: ModelConfig, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
         self.origin = None
+        self.token_type = None
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(
             Block(config, layer, backend=backend) for layer in range(config.num_layers)
@@ -94,7 +97,8 @@ class Decoder(nn.Module):
                 its own for the sequence-wise loss.
             valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
                 cache's `left_padding_B`.
-            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask.
+            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask; by
+                default all are of `token_type`.
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
             ahead: run the MTP layers too, over all positions, without a cache; their routings come last.
@@ -106,6 +110,8 @@ class Decoder(nn.Module):
         of training when experts depend on later tokens.
         """
         self._refuse_to_look_ahead()
+        if token_types_BL is None:
+            token_types_BL = self.types_of(tokens_BL)
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
         x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
@@ -177,6 +183,10 @@ class Decoder(nn.Module):
             layers += range(config.num_layers, config.num_layers + config.num_mtp_layers)
         names = [f"replay of layer {index}" for index in layers]
         return dict(zip(layers, replay.for_layers(names), strict=True))
+
+    def types_of(self, tokens_BL: Tensor) -> Tensor | None:
+        """int64 [B, L]: `token_type` for all tokens; None where that is not set."""
+        return None if self.token_type is None else torch.full_like(tokens_BL, self.token_type)
 
     def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
         """[B, L, D], scaled as the config says."""

@@ -7,6 +7,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,9 @@ def router_losses(
 
 
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
-    options = {"ahead": True} if ahead else {}
+    options: dict[str, Any] = {"ahead": True} if ahead else {}
+    if batch.token_types_BL is not None:
+        options["token_types_BL"] = batch.token_types_BL
     return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
 
 
