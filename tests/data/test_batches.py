@@ -18,6 +18,7 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_its_type() -> None:
         assert after.device.type == "meta"
         assert (after.shape, after.dtype) == (before.shape, before.dtype)
     assert some_batch().to("meta").token_types_BL is None
+    assert torch.equal(batch.to("cpu").targets_BL, batch.targets_BL)
 
 
 def test_types_are_those_of_the_domains() -> None:
