@@ -83,6 +83,13 @@ def test_generate_must_be_told_a_domain(run, capsys):
     assert texts["notes"] != texts["poems"]
 
 
+def test_a_run_needs_names_before_anything_slow(texts, tmp_path, capsys):
+    argv = ["--data", texts, "--out", tmp_path / "runs", "--model.router.pools", "0-20", "14-31"]
+    told = refused(capsys, "train", *argv)
+    assert "model.router.pools = ('0-20', '14-31'): must have names of domains, NAME=0-3,6" in told
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_model_without_pools_takes_no_domain(finished, texts, capsys):
     for verb in (["generate", finished, "x"], ["eval", finished, "--data", texts]):
         told = refused(capsys, *verb, "--domain", "notes")

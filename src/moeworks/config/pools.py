@@ -92,6 +92,13 @@ def check_pools(router: "RouterConfig") -> None:
     )
 
 
+def check_named(router: "RouterConfig") -> None:
+    """Raise ConfigError for pools without names, which say nothing about the domains of documents."""
+    named = all(pool.name is not None for pool in parse_pools(router.pools))
+    rule = "must have names of domains, NAME=0-3,6 ...: tokens are of the type of their document's domain"
+    check(named, "model.router.pools", router.pools, rule)
+
+
 def domain_types(
     router: "RouterConfig", domains: Sequence[str], *, every: bool = False, hint: str = ""
 ) -> tuple[int, ...]:
@@ -114,9 +121,9 @@ def domain_types(
 def type_named(router: "RouterConfig", name: str, what: str = "domain", hint: str = "") -> int:
     """The type of a domain by its name. Raises ConfigError where no pool is for it."""
     pools = parse_pools(router.pools)
-    names = [pool.name for pool in pools if pool.name is not None]
     check(len(pools) > 0, what, name, "needs a model whose experts are in pools (router.pools)")
-    check(len(names) > 0, "router.pools", router.pools, "must have names of domains: NAME=0-3,6 ...")
+    check_named(router)
+    names = [pool.name or "" for pool in pools]
     if name in names:
         return names.index(name)
     rule = f"the model has no pool of experts for it; {nearest(name, names)}{hint}"

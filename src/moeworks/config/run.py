@@ -7,7 +7,6 @@ from typing import Literal
 from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.model import ModelConfig
-from moeworks.config.pools import parse_pools
 from moeworks.errors import check
 
 
@@ -228,9 +227,6 @@ class RunConfig:
         router, balance = self.model.router, self.balance
         if not router.pools:
             return
-        named = parse_pools(router.pools)[0].name is not None
-        rule = "must have names of domains for a run, NAME=0-3,6 ...: its tokens are of their document's type"
-        check(named, "model.router.pools", router.pools, rule)
         for name in ("device", "communication", "load"):
             coef = getattr(balance, f"{name}_coef")
             rule = "must be 0 with model.router.pools, which decide how many tokens reach which experts"

@@ -123,14 +123,14 @@ class LayerSubject(OurSubject):
 
     def run(self, model: nn.Module, inputs: Inputs) -> Seen:
         dtype = next(model.parameters()).dtype
-        x = inputs.values.to(dtype)
+        x, types_BL = inputs.values.to(dtype), _types(self.config, inputs)
         if self._reentrant is None:
-            y, routing = model(x, valid=inputs.valid_BL)
+            y, routing = model(x, valid=inputs.valid_BL, token_types=types_BL)
             return Seen(y, (routing,))
         records: list[Routing] = []
 
         def work(x: Tensor) -> tuple[Tensor, ...]:
-            y, routing = model(x, valid=inputs.valid_BL)
+            y, routing = model(x, valid=inputs.valid_BL, token_types=types_BL)
             records.append(routing)
             return (y, *routing.tensors())
 
@@ -139,7 +139,8 @@ class LayerSubject(OurSubject):
 
     def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
         x = inputs.values.to(next(model.parameters()).dtype)
-        return model(x, valid=inputs.valid_BL, replay=Replay(routings, weights="recorded"))[0]
+        forced, types_BL = Replay(routings, weights="recorded"), _types(self.config, inputs)
+        return model(x, valid=inputs.valid_BL, token_types=types_BL, replay=forced)[0]
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -199,12 +200,14 @@ class DecoderSubject(OurSubject):
         return super().blocks(model)[: len(self.config.moe_layers)]
 
     def run(self, model: nn.Module, inputs: Inputs) -> Seen:
-        made = model(inputs.values, valid_BL=inputs.valid_BL)
+        types_BL = _types(self.config.router, inputs)
+        made = model(inputs.values, valid_BL=inputs.valid_BL, token_types_BL=types_BL)
         return Seen(made.logits_BLV, made.routings)
 
     def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
-        forced = Replay(routings, weights="recorded")
-        return model(inputs.values, valid_BL=inputs.valid_BL, replay=forced).logits_BLV
+        forced, types_BL = Replay(routings, weights="recorded"), _types(self.config.router, inputs)
+        options = {"valid_BL": inputs.valid_BL, "token_types_BL": types_BL}
+        return model(inputs.values, **options, replay=forced).logits_BLV
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -218,7 +221,7 @@ class DecoderSubject(OurSubject):
 
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
         assert isinstance(model, Decoder)
-        records = [_batch(batch) for batch in batches]
+        records = [_batch(batch, self.config.router) for batch in batches]
         routers = step.routers_of(model)
         result = step.accumulate_gradients(model, records, self._run_config, World(), routers)
         step.update_routers(routers, result.statistics, self._balance)
@@ -232,7 +235,7 @@ class DecoderSubject(OurSubject):
         assert isinstance(model, Decoder)
         if self.config.num_mtp_layers:
             raise Unavailable("its objective has a part of its MTP layers")
-        return _cross_entropy(model, [_batch(inputs)])
+        return _cross_entropy(model, [_batch(inputs, self.config.router)])
 
     def save_and_load(self, model: nn.Module, folder: Path) -> nn.Module:
         assert isinstance(model, Decoder)
@@ -270,10 +273,11 @@ def _block(path: str, moe: MoE) -> Block:
 def _claims(
     router: RouterConfig, capacity: CapacityConfig, balance: BalanceConfig, *, causal: bool
 ) -> Claims:
-    plain = isinstance(router.choice, TopKChoice)
+    plain = isinstance(router.choice, TopKChoice) and not router.pools
     coefs = [getattr(balance, f.name) for f in fields(balance) if f.name.endswith("_coef")]
     return Claims(
-        choice=None if plain else router.choice.kind,
+        choice=None if plain else f"{router.choice.kind} in pools" if router.pools else router.choice.kind,
+        pooled=bool(router.pools),
         top_k=router.top_k,
         score=None if router.score == "sparsemixer" else router.score,
         renormalize=router.renormalize or _after_softmax(router),
@@ -304,18 +308,27 @@ def _squares(output: Tensor, batch: Inputs) -> Tensor:
     return (output.square().mean(-1) * valid).sum() / valid.sum()
 
 
-def _batch(inputs: Inputs) -> Batch:
+def _types(router: RouterConfig, inputs: Inputs) -> Tensor | None:
+    """int64 [B, L], where experts are in pools: the types in turn by place, which rows have in common."""
+    if not router.pools:
+        return None
+    rows, length = inputs.values.shape[:2]
+    return (torch.arange(length) % len(router.pools)).expand(rows, length)
+
+
+def _batch(inputs: Inputs, router: RouterConfig) -> Batch:
     tokens = inputs.values
     valid = torch.ones_like(tokens, dtype=torch.bool) if inputs.valid_BL is None else inputs.valid_BL
     zeros = torch.zeros_like(tokens)
-    return Batch(tokens, tokens.roll(-1, dims=1), zeros, zeros, valid)
+    return Batch(tokens, tokens.roll(-1, dims=1), zeros, zeros, valid, _types(router, inputs))
 
 
 def _cross_entropy(model: Decoder, batches: Sequence[Batch]) -> Tensor:
     """Mean nats over the valid tokens of all micro-batches, from the logits."""
     total, tokens = torch.zeros(()), 0
     for batch in batches:
-        logits_BLV = model(batch.tokens_BL, valid_BL=batch.valid_BL).logits_BLV.float()
+        options = {"valid_BL": batch.valid_BL, "token_types_BL": batch.token_types_BL}
+        logits_BLV = model(batch.tokens_BL, **options).logits_BLV.float()
         picked = logits_BLV.log_softmax(-1).gather(-1, batch.targets_BL.unsqueeze(-1)).squeeze(-1)
         total = total - (picked * batch.valid_BL).sum()
         tokens += int(batch.valid_BL.sum())
