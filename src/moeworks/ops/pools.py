@@ -31,7 +31,8 @@ def pool_table(pools: Pools, num_experts: int) -> Tensor:
 def reachable(table_PE: Tensor, types_T: Tensor | None) -> Tensor:
     """bool [T, E]: the experts that each token may have.
 
-    Raises ConfigError without types, and on a CPU for a type without a pool; elsewhere torch raises later.
+    Raises ConfigError without types, and on a CPU for a type without a pool; elsewhere, and compiled, torch
+    raises when it looks up the row.
     """
     count = len(table_PE)
     check(
@@ -42,7 +43,7 @@ def reachable(table_PE: Tensor, types_T: Tensor | None) -> Tensor:
         " has: moe(x, token_types=...), decoder(tokens, token_types_BL=...), or --domain NAME of a command",
     )
     assert types_T is not None
-    if types_T.device.type == "cpu" and types_T.numel():
+    if types_T.device.type == "cpu" and types_T.numel() and not torch.compiler.is_compiling():
         for value in (int(types_T.min()), int(types_T.max())):
             check(0 <= value < count, "token_types", value, f"must lie in 0 .. {count - 1}: a pool for each")
     return table_PE.index_select(0, types_T)
