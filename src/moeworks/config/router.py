@@ -46,9 +46,8 @@ class RouterConfig:
     group_score: Literal["max", "top2_sum"] = "top2_sum"
     """A group's score: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
     pools: tuple[str, ...] = ()
-    """Experts of each type of token, by id, alone or after a name: `0-3 4-7`, `text=0-3,6 image=4-7`. A
-    token's experts and softmax are those of its pool; pools may overlap. In training the types are the
-    documents' domains, by these names; * is all other domains (MoMa, VLMo, ERNIE 4.5)."""
+    """Experts of each type of token, `0-3 4-7` or with names `text=0-3,6 image=4-7`: softmax and choice are
+    over these alone. In a run the types are the documents' domains, * all others (MoMa, Lin et al. 2024)."""
     input_jitter: float = 0.0
     """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
     noisy_top_k: bool = False
