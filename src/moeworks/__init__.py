@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from moeworks.layers.moe import MoE
     from moeworks.models.decoder import Decoder
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
+    from moeworks.ops.replay import Replay
     from moeworks.ops.routing import Routing
     from moeworks.pretrained import load, save
     from moeworks.trace.read import RoutingTrace
@@ -20,6 +21,7 @@ __all__ = [
     "MoE",
     "MoEConfig",
     "ModelConfig",
+    "Replay",
     "Routing",
     "RoutingTrace",
     "RunConfig",
@@ -36,6 +38,7 @@ _HOMES = {
     "MoE": "moeworks.layers.moe",
     "MoEConfig": "moeworks.config",
     "ModelConfig": "moeworks.config",
+    "Replay": "moeworks.ops.replay",
     "Routing": "moeworks.ops.routing",
     "RoutingTrace": "moeworks.trace.read",
     "RunConfig": "moeworks.config",

@@ -17,6 +17,13 @@ from moeworks.config.presets import DEFAULT_PRESET, PRESETS, dense_twin, preset
 from moeworks.errors import ConfigError
 
 
+def test_a_dense_twin_has_no_pools_of_experts():
+    run = preset(DEFAULT_PRESET)
+    router = replace(run.model.router, pools=("a=0-20", "b=14-31"))
+    twin = dense_twin(replace(run, model=replace(run.model, router=router)))
+    assert twin.model.router.pools == ()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_and_say_what_they_are_for(name):
     assert isinstance(preset(name), RunConfig)

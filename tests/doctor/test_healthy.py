@@ -98,6 +98,22 @@ def test_other_ways_to_choose(choice: Choice) -> None:
     assert verdicts["causality"] == ("not applicable" if looks_ahead else "pass")
 
 
+POOLS = ("0-6", "5-11")
+
+
+@pytest.mark.parametrize("options", [{}, BIASED, dict(choice=TopPChoice()), dict(choice=ExpertChoice())])
+def test_pools_of_experts(options: dict) -> None:
+    """Types of tokens in turn; what moves a token to any expert is left out."""
+    layer = layer_subject(pools=POOLS, **options)
+    decoder = decoder_subject(pools=POOLS, **options)
+    for subject in (layer, decoder):
+        found = examine(subject, INVARIANTS)
+        assert [f"{f.check}: {f.message}" for f in found.failed] == []
+        verdicts = {f.check: f.verdict for f in found.findings}
+        assert verdicts["replay"] == verdicts["experts-work"] == "pass"
+        assert verdicts["experts-permute"] == verdicts["ties"] == "not applicable"
+
+
 @pytest.mark.parametrize("name", [n for n in TINY if tiny_config(n).moe_layers])
 def test_every_family(name: str) -> None:
     assert complaints(DecoderSubject(build_tiny(tiny_config(name)), name), *OF_ARCHITECTURES) == []

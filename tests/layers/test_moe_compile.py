@@ -33,6 +33,7 @@ OPTIONS = {
     "threshold": dict(choice=ThresholdChoice(threshold=0.2, min_experts=0), top_k=3),
     "sinkhorn": dict(choice=SinkhornChoice(iterations=3)),
     "gumbel": dict(gumbel_noise=0.5, noise_steps=9),
+    "pools": dict(pools=("0-3", "2-5"), selection_bias=True, capacity_factor=0.8),
     "noise": dict(noisy_top_k=True, input_jitter=0.2, weights_on="input", capacity_factor=0.8),
 }
 
@@ -46,7 +47,8 @@ def fresh_compiler():
 
 def step(moe, run, x):
     torch.manual_seed(3)
-    y, routing = run(x, valid=torch.arange(24).view(4, 6) % 7 != 5)
+    places = torch.arange(24).view(4, 6)
+    y, routing = run(x, valid=places % 7 != 5, token_types=places % 2)
     loss = y.float().square().mean() + total_balance_loss(balance_losses([routing], BALANCE), BALANCE)
     return y, routing, gradients(loss, moe, x)
 

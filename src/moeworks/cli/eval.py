@@ -21,8 +21,14 @@ class EvalOptions:
     """Field of .jsonl and column of .parquet files that holds the text."""
     domain_field: str | None = None
     """Field with the domain; without it the folder or the file names it."""
+    domain: str | None = None
+    """For models with pools of experts: all texts have those of this domain; None: of their own."""
+    replay: Path | None = None
+    """A trace (moeworks trace) of the same texts, by another model or an earlier checkpoint: every token has
+    the experts that it has there, weighted by this model's routers."""
     context: int | None = None
-    """Tokens that the model reads at once; None: 2048, or all that the model can read if that is less."""
+    """Tokens that the model reads at once; None: 2048, or all that the model can read if that is less; with
+    --replay the longest sequence of the trace."""
     stride: int | None = None
     """Tokens between two windows of a long document; None: the context, so that windows do not overlap."""
     max_bytes: int | None = None
@@ -50,6 +56,7 @@ def parse(argv: list[str]) -> EvalOptions:
     for name in ("context", "stride", "max_bytes", "limit", "batch_tokens"):
         value = getattr(options, name)
         check(value is None or value >= 1, name, value, "must be at least 1")
+    check(options.replay is None or bool(options.data), "replay", str(options.replay), "goes with --data")
     shots = options.num_fewshot
     check(shots is None or shots >= 0, "num_fewshot", shots, "must not be negative")
     return options

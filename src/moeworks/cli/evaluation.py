@@ -18,15 +18,17 @@ from moeworks.data.corpus import iter_documents
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.errors import check
 from moeworks.evaluate.harness import evaluate_tasks
+from moeworks.evaluate.replay import TraceReplay
 from moeworks.evaluate.texts import Totals, evaluate_texts, total
 from moeworks.models.decoder import Decoder
+from moeworks.trace import RoutingTrace
 
 _CONTEXT = 2048
 
 
 def run(options: EvalOptions) -> int:
     """Load the model, evaluate it, print what came out."""
-    model = load_model(options.model, options.device, options.dtype)
+    model = load_model(options.model, options.device, options.dtype, options.domain)
     tokenizer = tokenizer_of(options.model, model.config.vocab_size)
     record: dict[str, Any] = {"model": str(options.model)}
     console = Console()
@@ -48,7 +50,12 @@ def _on_texts(
     model: Decoder, tokenizer: ModelTokenizer, options: EvalOptions, console: Console
 ) -> dict[str, Any]:
     limit = model.config.max_seq_len
-    context = options.context or min(_CONTEXT, limit)
+    replay, usual = None, _CONTEXT
+    if options.replay is not None:
+        trace = RoutingTrace.open(options.replay)
+        replay = TraceReplay(trace, model.config, tokenizer, str(options.replay))
+        usual = replay.context
+    context = options.context or min(usual, limit)
     check(context <= limit, "context", context, f"exceeds the model's, {limit}")
     stride = options.stride or context
     check(stride <= context, "stride", stride, f"exceeds the context, {context}")
@@ -58,14 +65,15 @@ def _on_texts(
     with _progress() as advance:
         domains = evaluate_texts(
             model, tokenizer, documents, context=context, stride=stride,
-            batch_tokens=options.batch_tokens, max_bytes=options.max_bytes, progress=advance,
+            batch_tokens=options.batch_tokens, max_bytes=options.max_bytes, replay=replay, progress=advance,
         )  # fmt: skip
     for reason, count in sorted(skipped.items()):
         print(f"skipped {count} files {reason}", file=sys.stderr)
     if not options.json:
         console.print(_table(domains))
     figures = {name: totals.record() for name, totals in domains.items()}
-    return {"context": context, "stride": stride, **total(domains).record(), "domains": figures}
+    record = {"context": context, "stride": stride, **total(domains).record(), "domains": figures}
+    return record if options.replay is None else {"replay": str(options.replay), **record}
 
 
 @contextmanager

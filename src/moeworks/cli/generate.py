@@ -48,6 +48,8 @@ class GenerateOptions:
     """Show the text as it comes, not at its end."""
     json: bool = False
     """Print one JSON object instead."""
+    domain: str | None = None
+    """For models with pools of experts: write with those of this domain."""
     chat: bool = False
     """The prompt is a message, put to the model by its chat template; only the answer is shown."""
     system: str | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from moeworks.cli.generate import GenerateOptions
 from moeworks.cli.models import load_model
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
+from moeworks.errors import check
 from moeworks.generate.complete import Completion, complete, stream
 from moeworks.generate.prefix import PrefixCache, worth_sharing
 from moeworks.generate.speculative import Acceptance
@@ -16,7 +17,9 @@ from moeworks.models.decoder import Decoder
 
 def run(options: GenerateOptions) -> int:
     """Load the model and write the texts."""
-    model = load_model(options.model, options.device, options.dtype)
+    model = load_model(options.model, options.device, options.dtype, options.domain)
+    needed = model.config.router.pools and model.token_type is None
+    check(not needed, "domain", None, "the model has pools of experts: say with --domain whose to use")
     tokenizer = tokenizer_of(options.model, model.config.vocab_size)
     prompts = [_prompt_ids(tokenizer, options, text) for text in options.prompts]
     start = time.perf_counter()

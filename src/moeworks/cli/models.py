@@ -4,12 +4,19 @@ from pathlib import Path
 
 import torch
 
+from moeworks.config.pools import type_named
 from moeworks.errors import check
 from moeworks.models.decoder import Decoder
 from moeworks.pretrained import load
 
 
-def load_model(path: Path, device: str, dtype: str | None) -> Decoder:
-    """The model at `path`. Raises ConfigError for a device that is not there."""
+def load_model(path: Path, device: str, dtype: str | None, domain: str | None = None) -> Decoder:
+    """The model at `path`; `domain` is the type of all tokens, for one with pools of experts.
+
+    Raises ConfigError for a device that is not there, and a domain that the model has no pool for.
+    """
     check(device == "cpu" or torch.cuda.is_available(), "device", device, "torch finds no GPU here")
-    return load(path, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    model = load(path, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    if domain is not None:
+        model.token_type = type_named(model.config.router, domain)
+    return model

@@ -4,12 +4,14 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from moeworks.config.count import count_parameters
+from moeworks.config.pools import type_named
 from moeworks.evaluate.bits_per_byte import Evaluation
 from moeworks.generate.loop import generate
 from moeworks.ops.load import load_figures
@@ -37,7 +39,7 @@ def summarise(trainer: Trainer, final: Evaluation, name: str) -> dict[str, Any]:
             **final.record(),
         },
         "domain_tokens_per_expert": final.domain_experts() if config.model.moe_layers else {},
-        "sample": {"prompt": config.train.sample_prompt, "text": _sample(trainer)},
+        "sample": _sample(trainer),
         "machine": {
             "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
@@ -58,7 +60,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["moe_layers"]:
         console.print(_router_table(summary))
-    console.print("\nSample:", style="bold")
+    domain = summary["sample"].get("domain")
+    console.print("\nSample:" if domain is None else f"\nSample (of the domain {domain!r}):", style="bold")
     console.print(escape(summary["sample"]["prompt"] + summary["sample"]["text"]), highlight=False)
     parameters = summary["parameters"]
     console.print(
@@ -92,13 +95,19 @@ def _router_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _sample(trainer: Trainer) -> str:
-    """Text after train.sample_prompt."""
-    config, tokenizer = trainer.config.train, trainer.corpus.tokenizer
+def _sample(trainer: Trainer) -> dict[str, Any]:
+    """Text after train.sample_prompt, with the prompt; with pools of experts of the largest domain."""
+    config, tokenizer, model = trainer.config.train, trainer.corpus.tokenizer, trainer.model
+    record: dict[str, Any] = {"prompt": config.sample_prompt}
+    if trainer.config.model.router.pools:
+        store, domains = trainer.corpus.train, trainer.corpus.domains
+        sizes = np.bincount(store.document_domains, weights=store.document_bytes, minlength=len(domains))
+        record["domain"] = domains[int(sizes.argmax())]
+        model.token_type = type_named(trainer.config.model.router, record["domain"])
     prompt = [tokenizer.end_of_text_id, *tokenizer.encode(config.sample_prompt).tolist()]
-    trainer.model.eval()
-    ids = generate(
-        trainer.model, prompt, config.sample_tokens, seed=config.seed, stop_id=tokenizer.end_of_text_id
-    )
+    model.eval()
+    ids = generate(model, prompt, config.sample_tokens, seed=config.seed, stop_id=tokenizer.end_of_text_id)
     with autocast(trainer.config, trainer.world.device):
-        return tokenizer.decode(list(ids))
+        record["text"] = tokenizer.decode(list(ids))
+    model.token_type = None
+    return record

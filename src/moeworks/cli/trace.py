@@ -33,6 +33,8 @@ class TraceOptions:
     """Field (jsonl) or column (parquet, Hugging Face) with the text."""
     domain_field: str | None = None
     """Field with the domain label; None labels by folders and file names."""
+    domain: str | None = None
+    """For models with pools of experts: all texts have those of this domain; None: of their own."""
     engine: Literal["auto", "moeworks", "transformers"] = "auto"
     """Who runs the model; auto takes transformers for families that moeworks does not know."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -52,8 +54,8 @@ class TraceOptions:
 
 _CONVERSION = ("num_experts", "layers", "name")
 _RECORDING = (
-    "data", "max_tokens", "seq_len", "batch_size", "fields", "text_field", "domain_field", "engine",
-    "device",
+    "data", "max_tokens", "seq_len", "batch_size", "fields", "text_field", "domain_field", "domain",
+    "engine", "device",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from moeworks.cli.models import load_model
 from moeworks.cli.trace import TraceOptions
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
+from moeworks.config.pools import NAME_ONE, domain_types
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.doctor.hf_load import load_transformers, text_config
 from moeworks.doctor.hf_recorder import TransformersRecorder
@@ -38,8 +39,9 @@ class Engine:
     """Longest context where the user names none."""
     limit: int | None
     """Longest that the model can read; None where its config does not say."""
-    route: Callable[[Tensor, Tensor], Sequence[Routing]]
-    """From tokens [B, L] and where they are valid to one record per MoE layer of the header."""
+    route: Callable[[Tensor, Tensor, Sequence[str]], Sequence[Routing]]
+    """From tokens [B, L], where they are valid, and the domain of each row to one record per MoE layer of the
+    header."""
 
 
 def open_engine(options: TraceOptions) -> Engine:
@@ -72,7 +74,7 @@ def open_engine(options: TraceOptions) -> Engine:
 
 def _moeworks(options: TraceOptions) -> Engine:
     path = options.model
-    model = load_model(path, options.device, None)
+    model = load_model(path, options.device, None, options.domain)
     limit = model.config.max_seq_len
     tokenizer = tokenizer_of(path, model.config.vocab_size)
     step, fingerprint, context = None, None, min(_CONTEXT, limit)
@@ -92,20 +94,25 @@ def _moeworks(options: TraceOptions) -> Engine:
         step=step,
     )
 
-    def route(tokens_BL: Tensor, valid_BL: Tensor) -> Sequence[Routing]:
-        return model(tokens_BL, valid_BL=valid_BL).routings
+    def route(tokens_BL: Tensor, valid_BL: Tensor, domains: Sequence[str]) -> Sequence[Routing]:
+        types_BL = None
+        if model.config.router.pools and model.token_type is None:
+            types = domain_types(model.config.router, domains, hint=NAME_ONE)
+            types_BL = torch.tensor(types, device=tokens_BL.device)[:, None].expand_as(tokens_BL)
+        return model(tokens_BL, valid_BL=valid_BL, token_types_BL=types_BL).routings
 
     return Engine(header, tokenizer, context, limit, route)
 
 
 def _transformers(options: TraceOptions) -> Engine:
+    check(options.domain is None, "domain", options.domain, "is for models of ours with pools of experts")
     model = load_transformers(options.model, options.device)
     recorder = TransformersRecorder(model)
     settings = text_config(model)
     tokenizer = tokenizer_of(options.model, settings.vocab_size)
     last_only = _switches(model)
 
-    def route(tokens_BL: Tensor, valid_BL: Tensor) -> Sequence[Routing]:
+    def route(tokens_BL: Tensor, valid_BL: Tensor, domains: Sequence[str]) -> Sequence[Routing]:
         recorder.passes.clear()
         with recorder:
             model(input_ids=tokens_BL, attention_mask=valid_BL.long(), **last_only)
@@ -115,7 +122,7 @@ def _transformers(options: TraceOptions) -> Engine:
     # One token tells which layers run, and how many experts they have.
     one = torch.zeros(1, 1, dtype=torch.int64, device=options.device)
     with torch.no_grad():
-        route(one, one == 0)
+        route(one, one == 0, [""])
     (routed,) = recorder.passes
     header = routed_header(
         routed,

@@ -101,18 +101,19 @@ def _record(engine: Engine, batch: list[Sequence], writer: TraceWriter, done: _P
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence.tokens)] = sequence.tokens
         valid[row, : len(sequence.tokens)] = True
-    routings = engine.route(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device))
+    domains = [sequence.domain for sequence in batch]
+    routings = engine.route(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), domains)
     if device == "cuda":
         torch.cuda.synchronize()
     recorded = time.perf_counter()
-    names = sorted({sequence.domain for sequence in batch})
+    names = sorted(set(domains))
     tokens = token_columns(
         ids.size,
         token_id=ids.reshape(-1),
         position=np.tile(np.arange(width), rows),
         sequence=np.repeat([sequence.number for sequence in batch], width),
         document=np.repeat([sequence.document for sequence in batch], width),
-        domain=np.repeat([names.index(sequence.domain) for sequence in batch], width),
+        domain=np.repeat([names.index(domain) for domain in domains], width),
         valid=valid.reshape(-1),
         domains=names,
     )

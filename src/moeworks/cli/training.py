@@ -13,6 +13,7 @@ from moeworks.cli.summary import print_summary, summarise
 from moeworks.cli.train import TrainRequest
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
+from moeworks.config.pools import check_named
 from moeworks.data.shards import PreparedCorpus, prepare
 from moeworks.data.tokenizer import load_tokenizer
 from moeworks.data.validation import ValidationSet
@@ -72,6 +73,7 @@ class _Session:
     def _set_up(self, stack: ExitStack) -> tuple[Trainer, MetricsSink | None]:
         """All that can fail before the first step."""
         check_division(self.config.train, self.world)
+        check_named(self.config.model.router)
         with self._claimed_directory():
             corpus = self._prepare_corpus()
             trainer = Trainer(self.config, corpus, self.world)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Choice:
-    """What every choice answers; the defaults are those of top-k."""
+    """What every choice answers; the defaults are those of top-k, but for `pooled`."""
 
     variable: ClassVar[bool] = False
     """Whether a token may have fewer experts than it has slots."""
@@ -18,6 +18,10 @@ class Choice:
     """Whether a trained linear router scores the experts. Without one there is nothing for a gradient."""
     rewarded: ClassVar[bool] = False
     """Whether the router learns from each token's own loss after the forward pass."""
+    pooled: ClassVar[bool] = False
+    """Whether it keeps to a pool of experts that depends on the token's type (router.pools)."""
+    no_pools: ClassVar[str] = "it chooses among all experts"
+    """Why it does not."""
 
     def slots(self, router: "RouterConfig") -> int:
         """Slots of a token: the most experts that it can have."""

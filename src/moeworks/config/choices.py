@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class TopKChoice(Choice):
     """Every token takes its top_k best experts (token choice)."""
 
+    pooled: ClassVar[bool] = True
+
     kind: Literal["top_k"] = "top_k"
     """Token choice."""
 
@@ -33,6 +35,7 @@ class ExpertChoice(Choice):
     """
 
     variable: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     kind: Literal["expert_choice"] = "expert_choice"
     """Expert choice."""
@@ -82,6 +85,8 @@ class ExpertChoice(Choice):
 class SinkhornChoice(Choice):
     """In training the best experts of a nearly balanced plan (S-BASE, Clark et al. 2022)."""
 
+    pooled: ClassVar[bool] = True
+
     kind: Literal["sinkhorn"] = "sinkhorn"
     """Sinkhorn; greedy top-k in evaluation."""
     iterations: int = 20
@@ -102,6 +107,8 @@ class SinkhornChoice(Choice):
 class AssignmentChoice(Choice):
     """In training the greatest sum of logits under equal load (BASE, Lewis et al. 2021)."""
 
+    pooled: ClassVar[bool] = True
+
     kind: Literal["assignment"] = "assignment"
     """Linear assignment, exactly; greedy top-k in evaluation."""
 
@@ -117,6 +124,7 @@ class TopPChoice(Choice):
     """The fewest best experts whose probabilities sum to p (Huang et al. 2024): at least 1, at most top_k."""
 
     variable: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     kind: Literal["top_p"] = "top_p"
     """As many experts as a token needs to be sure."""
@@ -133,6 +141,7 @@ class ThresholdChoice(Choice):
     """All experts with at least a score: at least min_experts, at most top_k."""
 
     variable: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     kind: Literal["threshold"] = "threshold"
     """Every expert whose score is high enough."""
@@ -169,6 +178,7 @@ class CustomChoice(Choice):
     """A router of your own, registered under a name: see moeworks.layers.routers.register_router."""
 
     variable: ClassVar[bool] = True
+    no_pools: ClassVar[str] = "a router of your own sees each token's type in context.token_types_T"
 
     kind: Literal["custom"] = "custom"
     """A router of your own."""

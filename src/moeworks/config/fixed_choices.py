@@ -19,6 +19,7 @@ class FixedChoice(Choice):
     """No scores, so none of their options; every weight is routing_scale / top_k."""
 
     linear: ClassVar[bool] = False
+    no_pools: ClassVar[str] = "its experts are a function of ids and places over all of them"
 
     def check_router(self, router: "RouterConfig") -> None:
         check_untouched(router, _SCORING, "it makes no scores")

@@ -21,6 +21,7 @@ class PolicyGradientChoice(Choice):
     """
 
     rewarded: ClassVar[bool] = True
+    no_pools: ClassVar[str] = "experts are drawn from the softmax of all logits"
 
     kind: Literal["policy_gradient"] = "policy_gradient"
     """REINFORCE on the loss of each token."""

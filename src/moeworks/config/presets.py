@@ -124,7 +124,7 @@ def dense_twin(config: RunConfig) -> RunConfig:
     model = config.model
     if model.moe_layers:
         model = replace(model, mlp=_twin_block(model))
-    dense = replace(model, pattern=LayerPatternConfig(explicit=()))
+    dense = replace(model, pattern=LayerPatternConfig(explicit=()), router=replace(model.router, pools=()))
     coefs: dict[str, Any] = {
         entry.name: 0.0 for entry in fields(BalanceConfig) if entry.name.endswith("_coef")
     }

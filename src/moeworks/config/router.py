@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moeworks.config.choices import ChoiceConfig, TopKChoice
+from moeworks.config.pools import check_pools, parse_pools
 from moeworks.errors import check
 
 Score = Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"]
@@ -44,6 +45,9 @@ class RouterConfig:
     """Groups that a token may use."""
     group_score: Literal["max", "top2_sum"] = "top2_sum"
     """A group's score: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
+    pools: tuple[str, ...] = ()
+    """Experts of each type of token, `0-3 4-7` or with names `text=0-3,6 image=4-7`: softmax and choice are
+    over these alone. In a run the types are the documents' domains, * all others (MoMa, Lin et al. 2024)."""
     input_jitter: float = 0.0
     """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
     noisy_top_k: bool = False
@@ -62,6 +66,11 @@ class RouterConfig:
     def slots(self) -> int:
         """The most experts that a token can have."""
         return self.choice.slots(self)
+
+    @property
+    def pool_experts(self) -> tuple[tuple[int, ...], ...]:
+        """Per type of token the ids of its experts, ascending; nothing where all tokens may have all."""
+        return tuple(pool.experts for pool in parse_pools(self.pools))
 
     @property
     def noisy(self) -> bool:
@@ -119,6 +128,7 @@ class RouterConfig:
         self._check_noise()
         self._check_groups()
         self.choice.check_router(self)
+        check_pools(self)
 
     def _check_noise(self) -> None:
         gumbel, steps = self.gumbel_noise, self.noise_steps

@@ -172,6 +172,7 @@ class RunConfig:
             f"exceeds model.max_seq_len = {self.model.max_seq_len}",
         )
         self._check_balance()
+        self._check_pools()
         self._check_validation()
 
     def _check_balance(self) -> None:
@@ -221,6 +222,17 @@ class RunConfig:
             balance.num_devices,
             f"must equal router.num_groups = {router.num_groups}: its groups are the devices",
         )
+
+    def _check_pools(self) -> None:
+        router, balance = self.model.router, self.balance
+        if not router.pools:
+            return
+        for name in ("device", "communication", "load"):
+            coef = getattr(balance, f"{name}_coef")
+            rule = "must be 0 with model.router.pools, which decide how many tokens reach which experts"
+            check(coef == 0, f"balance.{name}_coef", coef, rule)
+        rule = "must be another with model.router.pools: prices know no pools"
+        check(balance.bias_rule != "quantile", "balance.bias_rule", "quantile", rule)
 
     def _check_validation(self) -> None:
         """Validation predicts each token from those before it: experts must not depend on later ones."""

@@ -1,6 +1,7 @@
 """What the model is fed: one record of tensors."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,17 @@ class Batch:
     """int64, index into PreparedCorpus.domains of the document that the input token belongs to."""
     valid_BL: Tensor
     """bool, False where the row is padding."""
+    token_types_BL: Tensor | None = None
+    """int64, the type of each input token, for models whose experts are in pools; None: not told."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        present = [item.name for item in fields(self) if getattr(self, item.name) is not None]
+        return Batch(**{name: getattr(self, name).to(device) for name in present})
+
+    def typed(self, types: Sequence[int]) -> "Batch":
+        """With the type of each token's domain, given the type of each domain; without types as it is."""
+        if not types:
+            return self
+        table = torch.tensor(types, device=self.domain_ids_BL.device)
+        return replace(self, token_types_BL=table[self.domain_ids_BL])

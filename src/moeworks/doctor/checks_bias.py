@@ -67,7 +67,7 @@ def bias_shift(subject: Subject) -> Outcome:
     return judge(changed <= 0.01 * total, f"{changed} of {total} choices change")
 
 
-@invariant("bias-selects", "bias decides the choice", 7)
+@invariant("bias-selects", "bias decides the choice", 7, every_expert=True)
 def bias_selects(subject: Subject) -> Outcome:
     """A very large selection bias makes every token choose that expert; otherwise the bias is not read where
     experts are chosen, and balancing has no handle. Measured: the share of tokens that choose an expert

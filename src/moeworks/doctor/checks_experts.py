@@ -160,7 +160,7 @@ def experts_idle(subject: Subject) -> Outcome:
     return judge(difference < TOLERANCE and not broken, words)
 
 
-@invariant("experts-permute", "order of experts is no matter", 36, 40)
+@invariant("experts-permute", "order of experts is no matter", 36, 40, every_expert=True)
 def experts_permute(subject: Subject) -> Outcome:
     """Experts have no place of their own: permuted together with their rows of the router (and of the bias),
     groups as a whole, they compute the same. Anything that mixes up expert numbers shows. Measured: the

@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from moeworks.layers.router import expert_bias_of
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.models.weights import load_weights
 from moeworks.ops import losses
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
 from moeworks.pretrained import load, save
@@ -75,12 +75,6 @@ class OurSubject(Subject):
     def balance_by_default(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
         found = losses.balance_losses(self.run(model, inputs).routings, self._balance)
         return None if not found else torch.as_tensor(losses.total_balance_loss(found, self._balance))
-
-    def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
-        with ExitStack() as stack:
-            for (_, moe), routing in zip(self._layers(model), routings, strict=True):
-                stack.enter_context(_deciding(moe, routing))
-            return self.output(model, inputs)
 
     def adapt(self, model: nn.Module) -> Adapted:
         places = [
@@ -129,19 +123,24 @@ class LayerSubject(OurSubject):
 
     def run(self, model: nn.Module, inputs: Inputs) -> Seen:
         dtype = next(model.parameters()).dtype
-        x = inputs.values.to(dtype)
+        x, types_BL = inputs.values.to(dtype), _types(self.config, inputs)
         if self._reentrant is None:
-            y, routing = model(x, valid=inputs.valid_BL)
+            y, routing = model(x, valid=inputs.valid_BL, token_types=types_BL)
             return Seen(y, (routing,))
         records: list[Routing] = []
 
         def work(x: Tensor) -> tuple[Tensor, ...]:
-            y, routing = model(x, valid=inputs.valid_BL)
+            y, routing = model(x, valid=inputs.valid_BL, token_types=types_BL)
             records.append(routing)
             return (y, *routing.tensors())
 
         y, *tensors = checkpoint(work, x.clone().requires_grad_(), use_reentrant=self._reentrant)
         return Seen(y, (records[0].with_tensors(tuple(tensors)),))
+
+    def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
+        x = inputs.values.to(next(model.parameters()).dtype)
+        forced, types_BL = Replay(routings, weights="recorded"), _types(self.config, inputs)
+        return model(x, valid=inputs.valid_BL, token_types=types_BL, replay=forced)[0]
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -201,15 +200,14 @@ class DecoderSubject(OurSubject):
         return super().blocks(model)[: len(self.config.moe_layers)]
 
     def run(self, model: nn.Module, inputs: Inputs) -> Seen:
-        made = model(inputs.values, valid_BL=inputs.valid_BL)
+        types_BL = _types(self.config.router, inputs)
+        made = model(inputs.values, valid_BL=inputs.valid_BL, token_types_BL=types_BL)
         return Seen(made.logits_BLV, made.routings)
 
     def replay(self, model: nn.Module, inputs: Inputs, routings: tuple[Routing, ...]) -> Tensor:
-        layers = self._layers(model)[: len(routings)]
-        with ExitStack() as stack:
-            for (_, moe), routing in zip(layers, routings, strict=True):
-                stack.enter_context(_deciding(moe, routing))
-            return self.output(model, inputs)
+        forced, types_BL = Replay(routings, weights="recorded"), _types(self.config.router, inputs)
+        options = {"valid_BL": inputs.valid_BL, "token_types_BL": types_BL}
+        return model(inputs.values, **options, replay=forced).logits_BLV
 
     @contextmanager
     def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
@@ -223,7 +221,7 @@ class DecoderSubject(OurSubject):
 
     def step(self, model: nn.Module, batches: list[Inputs]) -> Step:
         assert isinstance(model, Decoder)
-        records = [_batch(batch) for batch in batches]
+        records = [_batch(batch, self.config.router) for batch in batches]
         routers = step.routers_of(model)
         result = step.accumulate_gradients(model, records, self._run_config, World(), routers)
         step.update_routers(routers, result.statistics, self._balance)
@@ -237,7 +235,7 @@ class DecoderSubject(OurSubject):
         assert isinstance(model, Decoder)
         if self.config.num_mtp_layers:
             raise Unavailable("its objective has a part of its MTP layers")
-        return _cross_entropy(model, [_batch(inputs)])
+        return _cross_entropy(model, [_batch(inputs, self.config.router)])
 
     def save_and_load(self, model: nn.Module, folder: Path) -> nn.Module:
         assert isinstance(model, Decoder)
@@ -275,10 +273,11 @@ def _block(path: str, moe: MoE) -> Block:
 def _claims(
     router: RouterConfig, capacity: CapacityConfig, balance: BalanceConfig, *, causal: bool
 ) -> Claims:
-    plain = isinstance(router.choice, TopKChoice)
+    plain = isinstance(router.choice, TopKChoice) and not router.pools
     coefs = [getattr(balance, f.name) for f in fields(balance) if f.name.endswith("_coef")]
     return Claims(
-        choice=None if plain else router.choice.kind,
+        choice=None if plain else f"{router.choice.kind} in pools" if router.pools else router.choice.kind,
+        pooled=bool(router.pools),
         top_k=router.top_k,
         score=None if router.score == "sparsemixer" else router.score,
         renormalize=router.renormalize or _after_softmax(router),
@@ -303,38 +302,33 @@ def _after_softmax(router: RouterConfig) -> bool:
     return router.score == "softmax" and router.score_order == "after_top_k"
 
 
-@contextmanager
-def _deciding(moe: MoE, routing: Routing) -> Iterator[None]:
-    """Within it the layer's router returns `routing`, whatever its input."""
-
-    def decided(*_: Any, **__: Any) -> Routing:
-        return routing
-
-    moe.router.forward = decided  # pyrefly: ignore
-    try:
-        yield
-    finally:
-        del moe.router.forward
-
-
 def _squares(output: Tensor, batch: Inputs) -> Tensor:
     """Mean square over valid tokens: a task for a layer without a vocabulary."""
     valid = torch.ones(output.shape[:2]) if batch.valid_BL is None else batch.valid_BL.to(output.dtype)
     return (output.square().mean(-1) * valid).sum() / valid.sum()
 
 
-def _batch(inputs: Inputs) -> Batch:
+def _types(router: RouterConfig, inputs: Inputs) -> Tensor | None:
+    """int64 [B, L], where experts are in pools: the types in turn by place, which rows have in common."""
+    if not router.pools:
+        return None
+    rows, length = inputs.values.shape[:2]
+    return (torch.arange(length) % len(router.pools)).expand(rows, length)
+
+
+def _batch(inputs: Inputs, router: RouterConfig) -> Batch:
     tokens = inputs.values
     valid = torch.ones_like(tokens, dtype=torch.bool) if inputs.valid_BL is None else inputs.valid_BL
     zeros = torch.zeros_like(tokens)
-    return Batch(tokens, tokens.roll(-1, dims=1), zeros, zeros, valid)
+    return Batch(tokens, tokens.roll(-1, dims=1), zeros, zeros, valid, _types(router, inputs))
 
 
 def _cross_entropy(model: Decoder, batches: Sequence[Batch]) -> Tensor:
     """Mean nats over the valid tokens of all micro-batches, from the logits."""
     total, tokens = torch.zeros(()), 0
     for batch in batches:
-        logits_BLV = model(batch.tokens_BL, valid_BL=batch.valid_BL).logits_BLV.float()
+        options = {"valid_BL": batch.valid_BL, "token_types_BL": batch.token_types_BL}
+        logits_BLV = model(batch.tokens_BL, **options).logits_BLV.float()
         picked = logits_BLV.log_softmax(-1).gather(-1, batch.targets_BL.unsqueeze(-1)).squeeze(-1)
         total = total - (picked * batch.valid_BL).sum()
         tokens += int(batch.valid_BL.sum())

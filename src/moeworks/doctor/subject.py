@@ -107,6 +107,8 @@ class Claims:
     """A capacity for the whole batch binds in evaluation too, so that rows depend on each other."""
     choice: str | None = None
     """How experts are chosen where that is not each token's top-k of its own scores."""
+    pooled: bool = False
+    """Tokens of different types have different experts."""
     causal: bool = True
     """No position depends on a later one."""
     chooses_by: Literal["scores", "logits"] = "scores"

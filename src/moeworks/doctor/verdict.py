@@ -36,9 +36,15 @@ class Invariant:
     examine: Callable[[Subject], Outcome]
     top_k_only: bool = False
     """It holds a model against the definition of top-k of each token's own scores."""
+    every_expert: bool = False
+    """It moves tokens to experts that a pool may not have."""
 
     def of(self, subject: Subject) -> Outcome:
         """The outcome on one subject. Raises Unavailable where it does not apply."""
+        if self.every_expert and subject.claims.pooled:
+            raise Unavailable(
+                "it takes every token to have any expert, and these tokens have pools of experts"
+            )
         choice = subject.claims.choice
         if self.top_k_only and choice is not None:
             raise Unavailable(f"it is about top-k of each token's own scores, and this router is {choice!r}")
@@ -71,13 +77,13 @@ class Diagnosis:
 
 
 def invariant(
-    name: str, title: str, *pitfalls: int, top_k_only: bool = False
+    name: str, title: str, *pitfalls: int, top_k_only: bool = False, every_expert: bool = False
 ) -> Callable[[Callable[[Subject], Outcome]], Invariant]:
     """Make an Invariant of a function whose docstring is the explanation."""
 
     def make(function: Callable[[Subject], Outcome]) -> Invariant:
         explanation = " ".join((inspect.getdoc(function) or "").split())
-        return Invariant(name, title, explanation, pitfalls, function, top_k_only)
+        return Invariant(name, title, explanation, pitfalls, function, top_k_only, every_expert)
 
     return make
 

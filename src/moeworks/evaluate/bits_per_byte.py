@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moeworks.config.pools import domain_types
 from moeworks.data.batches import Batch
 from moeworks.data.validation import ValidationSet
 from moeworks.models.decoder import Decoder, DecoderOutput
@@ -67,7 +68,7 @@ def evaluate(
     """
     world = world or World(device=next(model.parameters()).device)
     config = model.config
-    experts = config.router.num_routes
+    experts, types = config.router.num_routes, domain_types(config.router, domains)
     nats = torch.zeros(len(domains), dtype=torch.float64, device=world.device)
     tokens = torch.zeros(len(domains), dtype=torch.int64, device=world.device)
     counts = tokens.new_zeros(len(domains), len(config.moe_layers), experts)
@@ -75,8 +76,13 @@ def evaluate(
     model.eval()
     for number, batch in enumerate(validation.batches()):
         if number % world.size == world.rank:
-            batch = batch.to(world.device)
-            output = model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
+            batch = batch.to(world.device).typed(types)
+            output = model(
+                batch.tokens_BL,
+                document_ids_BL=batch.document_ids_BL,
+                valid_BL=batch.valid_BL,
+                token_types_BL=batch.token_types_BL,
+            )
             _add_losses(nats, tokens, output, batch)
             _add_counts(counts, output.routings, batch)
     model.train(was_training)

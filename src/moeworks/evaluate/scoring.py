@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.errors import check
 from moeworks.models.decoder import Decoder
+from moeworks.ops.replay import Replay
 
 _AT_ONCE = 256  # predictions whose logits are made together: those of a whole row may take gigabytes
 
@@ -20,6 +22,12 @@ class Row:
 
     ids: Sequence[int]
     predicted: int
+    token_type: int | None = None
+    """Of all of them, for models with pools of experts; None is the model's `token_type`."""
+    start: int = 0
+    """Place of the first token in its text."""
+    experts: np.ndarray | None = None
+    """int [layers, tokens, K]: the experts that the tokens are to have; of all rows of a call, or none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def windows(ids: Sequence[int], prefix: int, context: int, stride: int) -> Itera
     for start in count(0, stride):
         end = min(start + context + 1, len(ids))
         if end > done:
-            yield Row(ids[start:end], end - done)
+            yield Row(ids[start:end], end - done, start=start)
             done = end
         if end == len(ids):
             return
@@ -80,11 +88,38 @@ def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]
         valid_BL[number, :length] = True
         wanted_BL[number, length - row.predicted : length] = True
     valid = None if bool(valid_BL.all()) else valid_BL.to(device)
-    hidden_BLD = model(tokens_BL.to(device), valid_BL=valid).hidden_BLD
+    hidden_BLD = model(
+        tokens_BL.to(device),
+        valid_BL=valid,
+        token_types_BL=_types(model, rows, tokens_BL),
+        replay=_replay(rows, width),
+    ).hidden_BLD
     return [
         _score(model, hidden_LD[wanted_L.to(device)], targets_L[wanted_L].to(device))
         for hidden_LD, targets_L, wanted_L in zip(hidden_BLD, targets_BL, wanted_BL, strict=True)
     ]
+
+
+def _types(model: Decoder, rows: Sequence[Row], tokens_BL: Tensor) -> Tensor | None:
+    """int64 [B, L]; None where no row has a type, or one has none and the model neither."""
+    types = [model.token_type if row.token_type is None else row.token_type for row in rows]
+    if None in types:
+        return None
+    return torch.tensor(types, device=next(model.parameters()).device)[:, None].expand_as(tokens_BL)
+
+
+def _replay(rows: Sequence[Row], width: int) -> Replay | None:
+    """The experts of the tokens that are read; those of padding do not matter."""
+    given = [row.experts for row in rows if row.experts is not None]
+    if not given:
+        return None
+    check(len(given) == len(rows), "experts", len(given), f"must be given for all {len(rows)} rows or none")
+    layers, _, top_k = given[0].shape
+    ids_lBLK = torch.arange(top_k).repeat(layers, len(rows), width, 1)
+    for number, (row, experts) in enumerate(zip(rows, given, strict=True)):
+        read = len(row.ids) - 1
+        ids_lBLK[:, number, :read] = torch.from_numpy(experts[:, :read].astype(np.int64))
+    return Replay(tuple(ids_lBLK.flatten(1, 2)))
 
 
 def _score(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Score:

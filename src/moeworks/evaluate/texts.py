@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from moeworks.config.pools import NAME_ONE, type_named
 from moeworks.data.documents import Document
 from moeworks.data.model_tokenizer import ModelTokenizer
+from moeworks.evaluate.replay import TraceReplay
 from moeworks.evaluate.scoring import Row, score_rows, windows
 from moeworks.models.decoder import Decoder
 
@@ -68,6 +70,7 @@ def evaluate_texts(
     stride: int,
     batch_tokens: int = 8192,
     max_bytes: int | None = None,
+    replay: TraceReplay | None = None,
     progress: Callable[[int], None] = lambda size: None,
 ) -> dict[str, Totals]:
     """Totals by domain, sorted by name.
@@ -75,12 +78,17 @@ def evaluate_texts(
     Every token of a document is predicted once, the first one after the tokenizer's start tokens (or what
     ends texts, where it has none). A model whose tokenizer has neither does not predict the first token.
 
+    With pools of experts a document's tokens are of the type of its domain, unless the model has a
+    `token_type`. Raises ConfigError for a domain that no pool is for, and DataError for a replay of other
+    documents.
+
     Args:
         context: tokens that the model reads at once.
         stride: between two windows of a long document; `context` lets each start without knowing the one
             before, less lets tokens see at least context - stride tokens before them.
         batch_tokens: about so many tokens are read together.
         max_bytes: documents are taken up to about so many bytes, in each domain.
+        replay: the routing of a trace of the same documents, which the model is made to follow.
         progress: is told the bytes of what is done.
     """
     domains: dict[str, Totals] = {}
@@ -88,11 +96,18 @@ def evaluate_texts(
     while block := list(islice(chosen, _AT_ONCE)):
         rows: list[Row] = []
         owners: list[str] = []
-        for document in block:
+        for number, document in block:
             ids = tokenizer.encode(document.text)
             start = tokenizer.prefix_ids
             before = len(start) if start else 1
             own = list(windows([*start, *ids], before, context, stride))
+            if replay is not None:
+                experts = replay.of_document(number, [*start, *ids], document.source)
+                own = [replace(row, experts=experts[:, row.start : row.start + len(row.ids)]) for row in own]
+            if model.config.router.pools and model.token_type is None:
+                what = f"{document.source}: domain"
+                kind = type_named(model.config.router, document.domain, what, NAME_ONE)
+                own = [replace(row, token_type=kind) for row in own]
             rows += own
             owners += [document.domain] * len(own)
             size = len(document.text.encode())
@@ -100,7 +115,7 @@ def evaluate_texts(
             domain.add(Totals(0.0, sum(row.predicted for row in own), size, 1))
         for index, score in score_rows(model, rows, batch_tokens):
             domains[owners[index]].nats += score.nats
-        progress(sum(len(document.text.encode()) for document in block))
+        progress(sum(len(document.text.encode()) for _, document in block))
     return dict(sorted(domains.items()))
 
 
@@ -112,11 +127,12 @@ def total(domains: dict[str, Totals]) -> Totals:
     return everything
 
 
-def _up_to(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+def _up_to(documents: Iterable[Document], max_bytes: int | None) -> Iterator[tuple[int, Document]]:
+    """The documents that are taken, with their places among all."""
     taken: dict[str, int] = {}
-    for document in documents:
+    for number, document in enumerate(documents):
         size = len(document.text.encode())
         held = taken.get(document.domain, 0)
         if max_bytes is None or held == 0 or held + size <= max_bytes:
             taken[document.domain] = held + size
-            yield document
+            yield number, document

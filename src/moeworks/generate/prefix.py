@@ -42,7 +42,8 @@ class PrefixCache:
     """Remembers the prompts of one model, the latest used ones, of up to `max_tokens` tokens in all.
 
     A prompt starts from the longest start that it shares with a remembered one. A model with windows or
-    recurrences can only go on from the end of a remembered prompt. When the weights change, `clear`.
+    recurrences can only go on from the end of a remembered prompt. When the weights, or the model's
+    `token_type`, change, `clear`.
     """
 
     def __init__(self, model: Decoder, max_tokens: int = 65_536) -> None:

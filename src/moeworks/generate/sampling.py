@@ -31,8 +31,10 @@ def penalised(logits_V: Tensor, penalty: float, seen_ids: Tensor | None) -> Tens
 
 def candidates(logits_V: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Weights to draw by and their token ids, the most probable first; 0 for tokens that are cut off."""
-    # The largest is 0 before the division, so that no small temperature makes infinities of it.
-    kept_V, ids_V = (logits_V - logits_V.max()).div(config.temperature).sort(descending=True, stable=True)
+    # Ordered before anything is rounded. The largest is 0 before the division, so that no small temperature
+    # makes infinities of it.
+    kept_V, ids_V = logits_V.sort(descending=True, stable=True)
+    kept_V = (kept_V - kept_V[0]).div(config.temperature)
     if config.top_k is not None:
         kept_V, ids_V = kept_V[: config.top_k], ids_V[: config.top_k]
     probs_V = kept_V.softmax(dim=0)

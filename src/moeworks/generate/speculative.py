@@ -103,7 +103,11 @@ class _Drafter:
         slots = Slots(next_BL.shape[1], held.length, device=next_BL.device)
         inputs = mixer_inputs(self._mixer, self._model.config, slots, held.first_key)
         embedded = self._model.embed_tokens(next_BL)
-        context = BlockContext(token_ids_BL=next_BL, positions_BL=token_positions(slots).expand_as(next_BL))
+        context = BlockContext(
+            token_ids_BL=next_BL,
+            token_types_BL=self._model.types_of(next_BL),
+            positions_BL=token_positions(slots).expand_as(next_BL),
+        )
         stream_BLD, _ = layer(hidden_BLD, embedded, inputs, context, held)
         return stream_BLD
 

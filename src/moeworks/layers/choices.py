@@ -18,6 +18,7 @@ from moeworks.ops.choices.expert_choice import choose_tokens, cutoffs, dense_gro
 from moeworks.ops.choices.numbers import choose_above, choose_top_p
 from moeworks.ops.choices.packing import pack_slots
 from moeworks.ops.choices.sinkhorn import sinkhorn_plan
+from moeworks.ops.pools import Pools, in_each_pool, within_pools
 from moeworks.ops.routing import Routing, RoutingContext
 from moeworks.ops.scoring import Scores, choose_top_k, routing_of, select_experts
 
@@ -36,9 +37,12 @@ class ExpertChoiceRouting(Choice):
         assert isinstance(config.choice, ExpertChoice)
         self.options = config.choice
         self.share = self.options.capacity_factor * config.top_k / config.num_routes
+        self.pools = config.pool_experts
         if self.options.causal != "no":
-            self.register_buffer("cutoffs", torch.zeros(config.num_routes, dtype=torch.float32))
-            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+            # With pools, those of each type: an expert may be in the pools of several.
+            types = (len(self.pools),) if self.pools else ()
+            self.register_buffer("cutoffs", torch.zeros(*types, config.num_routes, dtype=torch.float32))
+            self.register_buffer("updates", torch.zeros(types, dtype=torch.int64))
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
         """By cutoffs in evaluation, and where that is asked for in training; else by the tokens' ranks."""
@@ -53,31 +57,67 @@ class ExpertChoiceRouting(Choice):
         groups_T = None
         if self.options.scope == "sequence" and context.sequence_ids_T is not None:
             groups_T = dense_groups(context.sequence_ids_T)
-        return choose_tokens(scores.ranking_TE, self.share, valid_T=context.valid_T, groups_T=groups_T)
+        ranking_TE, valid_T = scores.ranking_TE, context.valid_T
+        if not self.pools:
+            return choose_tokens(ranking_TE, self.share, valid_T=valid_T, groups_T=groups_T)
+
+        def choose(own_TE: Tensor, rows: Tensor, number: int) -> Tensor:
+            groups = None if groups_T is None else dense_groups(groups_T[rows])
+            valid = None if valid_T is None else valid_T[rows]
+            return choose_tokens(own_TE, self._share_of(number), valid_T=valid, groups_T=groups)
+
+        assert context.token_types_T is not None
+        none_TE = torch.zeros_like(ranking_TE, dtype=torch.bool)
+        return in_each_pool(choose, ranking_TE, context.token_types_T, self.pools, none_TE)
+
+    def _share_of(self, number: int) -> float:
+        """Of a type's tokens, those that each expert of its pool takes."""
+        return min(self.options.capacity_factor * self.config.top_k / len(self.pools[number]), 1.0)
 
     def _above(self, scores: Scores, context: RoutingContext) -> Tensor:
         """Before the first update there are no cutoffs: then each token takes its best experts."""
         ranking_TE = scores.ranking_TE
         best_TE = torch.zeros_like(ranking_TE, dtype=torch.bool)
         best_TE.scatter_(1, select_experts(ranking_TE, self.config), True)
-        return torch.where(self.updates > 0, ranking_TE >= self.cutoffs.to(ranking_TE.dtype), best_TE)
+        cutoffs, updates = self.cutoffs.to(ranking_TE.dtype), self.updates
+        if self.pools:
+            assert context.token_types_T is not None
+            cutoffs, updates = cutoffs[context.token_types_T], updates[context.token_types_T][:, None]
+        return torch.where(updates > 0, ranking_TE >= cutoffs, best_TE)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """The cutoffs of this batch, weighted by its tokens."""
+        """The cutoffs of this batch, weighted by its tokens; with pools those of each type."""
         if self.options.causal == "no":
             return {}
+        if self.pools:
+            return self._statistics_by_type(routing)
         tokens = routing.num_tokens
         found_E = cutoffs(ranking_of(routing, self.config), self.share, routing.valid_T)
         return {"cutoffs": found_E.double() * tokens, "tokens": tokens}
+
+    def _statistics_by_type(self, routing: Routing) -> Statistics:
+        ranking_TE = ranking_of(routing, self.config)
+        found_PE = torch.zeros_like(self.cutoffs, dtype=torch.float64)
+        tokens = []
+        for number, (count, own) in enumerate(within_pools(routing)):
+            columns = list(self.pools[number])
+            found_E = cutoffs(ranking_TE[:, columns], self._share_of(number), own.valid_T)
+            found_PE[number, columns] = found_E.double() * count
+            tokens.append(count)
+        return {"cutoffs": found_PE, "tokens": torch.stack(tokens)}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
         """The mean of all steps at first, then one that forgets with `momentum`."""
         if self.options.causal == "no":
             return
-        found_E = (sums["cutoffs"] / sums["tokens"].clamp(min=1)).to(self.cutoffs.dtype)
+        tokens = sums["tokens"]
+        found = (sums["cutoffs"] / tokens.clamp(min=1).unsqueeze(-1)).to(self.cutoffs.dtype)
         rate = torch.clamp(1 / (self.updates + 1), min=1 - self.options.momentum)
-        self.cutoffs += rate * (found_E - self.cutoffs)
-        self.updates += 1
+        if self.pools:
+            # A type that the step has not seen has no news.
+            rate = rate * (tokens > 0)
+        self.cutoffs += rate.unsqueeze(-1) * (found - self.cutoffs)
+        self.updates += (tokens > 0) if self.pools else 1
 
 
 class SinkhornRouting(Choice):
@@ -90,8 +130,22 @@ class SinkhornRouting(Choice):
         if not self.training:
             return choose_top_k(scores, context)
         logits_TE = scores.logits_TE / options.temperature
-        plan_TE = sinkhorn_plan(logits_TE, options.iterations, context.valid_T)
+        plan_TE = self._plan(logits_TE, options.iterations, context, scores.pools)
         return routing_of(scores, select_experts(plan_TE, self.config), context)
+
+    @staticmethod
+    def _plan(logits_TE: Tensor, iterations: int, context: RoutingContext, pools: Pools) -> Tensor:
+        """With pools a plan for each type's tokens and pool."""
+        valid_T, types_T = context.valid_T, context.token_types_T
+        if not pools:
+            return sinkhorn_plan(logits_TE, iterations, valid_T)
+        assert types_T is not None
+
+        def plan(own_TE: Tensor, rows: Tensor, number: int) -> Tensor:
+            return sinkhorn_plan(own_TE, iterations, None if valid_T is None else valid_T[rows])
+
+        nothing_TE = torch.full_like(logits_TE.detach(), -torch.inf)
+        return in_each_pool(plan, logits_TE, types_T, pools, nothing_TE)
 
 
 class AssignmentRouting(Choice):
@@ -102,7 +156,7 @@ class AssignmentRouting(Choice):
         assert isinstance(self.config.choice, AssignmentChoice)
         if not self.training:
             return choose_top_k(scores, context)
-        chosen_TE = assign(scores.logits_TE, self.config.top_k, context.valid_T)
+        chosen_TE = self._assigned(scores.logits_TE, context, scores.pools)
         if context.valid_T is not None:
             # Padding reaches no expert; its slots hold its best experts, so that none is empty.
             greedy_TE = torch.zeros_like(chosen_TE)
@@ -110,6 +164,19 @@ class AssignmentRouting(Choice):
             chosen_TE = torch.where(context.valid_T[:, None], chosen_TE, greedy_TE)
         ids_TK = pack_slots(chosen_TE, scores.ranking_TE, self.config.top_k)
         return routing_of(scores, ids_TK, context)
+
+    def _assigned(self, logits_TE: Tensor, context: RoutingContext, pools: Pools) -> Tensor:
+        """bool [T, E]; with pools an assignment for each type's tokens and pool."""
+        top_k, valid_T, types_T = self.config.top_k, context.valid_T, context.token_types_T
+        if not pools:
+            return assign(logits_TE, top_k, valid_T)
+        assert types_T is not None
+
+        def share_out(own_TE: Tensor, rows: Tensor, number: int) -> Tensor:
+            return assign(own_TE, top_k, None if valid_T is None else valid_T[rows])
+
+        nothing_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
+        return in_each_pool(share_out, logits_TE, types_T, pools, nothing_TE)
 
 
 class TopPRouting(Choice):

@@ -43,6 +43,13 @@ class FixedRouter(RouterModule):
         config, like = self.config, at_least_float32(x_TD.detach())
         return even_routing(ids_TK, config.num_routes, config.routing_scale, context, like)
 
+    def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
+        """Equal weights again. Raises ConfigError for empty slots, which it has no weights for."""
+        check(not variable, "replay.routings", "empty slots", "equal weights are for equally many experts")
+        context = RoutingContext(valid_T=routing.valid_T, sequence_ids_T=routing.sequence_ids_T)
+        config, like = self.config, routing.routing_weights_TK
+        return even_routing(expert_ids_TK, config.num_routes, config.routing_scale, context, like)
+
     @abstractmethod
     def experts(self, context: RoutingContext) -> Tensor:
         """int64 [T, K], different experts."""

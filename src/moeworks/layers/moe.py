@@ -9,10 +9,12 @@ from moeworks.config.model import MoEConfig
 from moeworks.errors import check
 from moeworks.layers.experts import Experts
 from moeworks.layers.mlp import MLP
+from moeworks.layers.replay import replayed
 from moeworks.layers.routers import RouterFunction, build_router, own_router
 from moeworks.ops.backends import Backend
 from moeworks.ops.dispatch import apply_capacity
 from moeworks.ops.experts import SharedWeights, zero_computation
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing, RoutingContext
 
 
@@ -56,6 +58,7 @@ class MoE(nn.Module):
         token_ids: Tensor | None = None,
         token_types: Tensor | None = None,
         positions: Tensor | None = None,
+        replay: Replay | None = None,
     ) -> tuple[Tensor, Routing]:
         """Mix each token's experts.
 
@@ -67,9 +70,13 @@ class MoE(nn.Module):
                 loss. None: each [L, D] slice of x is a sequence.
             token_ids, token_types: int64 [...], what the tokens are and of which kind, for routers that ask.
             positions: int64 [...], in the token's sequence. None: along the last but one dimension of x.
+            replay: of one layer: the experts that these tokens are to have, whatever the router says.
 
         Returns:
             y [..., D] and the Routing of the T tokens in row-major order.
+
+        Raises ConfigError for tensors of another shape, a replay that does not fit, and where the router
+        needs to know of its tokens what it is not told.
         """
         x_TD = x.reshape(-1, x.shape[-1])
         context = RoutingContext(
@@ -80,7 +87,11 @@ class MoE(nn.Module):
             positions_T=_places(x) if positions is None else _per_token(positions, x, "positions"),
         )
         routing = self.router(x_TD, context)
-        routing = apply_capacity(routing, self.config, training=self.training)
+        if replay is None:
+            routing = apply_capacity(routing, self.config, training=self.training)
+        else:
+            (own,) = replay.for_layers(replay.names or ("replay",))
+            routing = replayed(self.router, routing, own, self.config, training=self.training)
         shared = self._shared_weights(x_TD)
         y_TD = self.experts(x_TD, routing, shared)
         config = self.config

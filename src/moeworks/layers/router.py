@@ -1,6 +1,7 @@
 """The router of a MoE layer: scores experts for each token, in float32 whatever the model's dtype."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.router import RouterConfig
+from moeworks.errors import check
 from moeworks.layers.init import init_matrix_
 from moeworks.ops.choices.quantile import balancing_prices, bias_towards_prices
 from moeworks.ops.losses import updated_expert_bias
+from moeworks.ops.pools import counts_by_type, pool_table, reachable
 from moeworks.ops.routing import Routing, RoutingContext
-from moeworks.ops.scoring import Scores, choose_top_k, score_logits
+from moeworks.ops.scoring import Scores, choose_top_k, routing_weights, score_logits
 
 Statistics = dict[str, Tensor]
 """What one Routing adds to the sums of its optimizer step, by name."""
@@ -76,6 +79,20 @@ class RouterModule(Stateful):
         """Why, in the present mode, a token's experts depend on later tokens; None where they do not."""
         return None
 
+    def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
+        """`routing`, just made by this router, with other experts of its tokens, weighted as it weighs them.
+
+        Raises ConfigError, as here, in a router that cannot weigh experts that it has not chosen.
+        """
+        check(
+            False,
+            "replay.weights",
+            "recomputed",
+            f"{type(self).__name__} does not say how it weighs given experts: derive the router from"
+            " moeworks.layers.router.RouterModule and define replayed(), or take 'recorded'",
+        )
+        return routing
+
 
 class Choice(Stateful):
     """From Scores to a Routing; the base class is top-k."""
@@ -94,6 +111,7 @@ class Router(RouterModule):
 
     expert_bias: Tensor | None
     noise_step: Tensor | None
+    pools_PE: Tensor | None
 
     def __init__(self, config: RouterConfig, d_model: int, choice: Choice | None = None) -> None:
         super().__init__()
@@ -107,6 +125,10 @@ class Router(RouterModule):
         self.register_buffer("expert_bias", bias)
         step = None if config.noise_steps is None else torch.zeros((), dtype=torch.int64)
         self.register_buffer("noise_step", step)
+        # Not part of a checkpoint: the config says it.
+        self.pools = config.pool_experts
+        pools_PE = pool_table(self.pools, routes) if self.pools else None
+        self.register_buffer("pools_PE", pools_PE, persistent=False)
         self.choice = choice or Choice(config)
         self.reset_parameters()
 
@@ -118,11 +140,15 @@ class Router(RouterModule):
                 nn.init.zeros_(zero)
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Route T tokens; see Routing. Jitter and noise act in training only."""
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return self.choice.choose(self.scores(at_least_float32(x_TD)), context or RoutingContext())
+        """Route T tokens; see Routing. Jitter and noise act in training only.
 
-    def scores(self, x_TD: Tensor) -> Scores:
+        Raises ConfigError where experts are in pools and the context has no types, or others.
+        """
+        context = context or RoutingContext()
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return self.choice.choose(self.scores(at_least_float32(x_TD), context), context)
+
+    def scores(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         """Of tokens in float32 or float64."""
         config = self.config
         scale = self._noise_scale() if self.training and config.noisy else 0.0
@@ -138,11 +164,20 @@ class Router(RouterModule):
             expert_bias_E=self.expert_bias,
             noise_std_TE=noise_std_TE,
             gumbel_scale=config.gumbel_noise * scale if config.gumbel_noise else 0.0,
+            pools=self.pools,
+            reachable_TE=None if self.pools_PE is None else reachable(self.pools_PE, context.token_types_T),
         )
 
     def looks_ahead(self) -> str | None:
         """As the config's choice says."""
         return self.config.choice.looks_ahead(training=self.training)
+
+    def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
+        """Weights of the present scores, noise included, as for the router's own choice."""
+        weights_TK = routing_weights(
+            routing.router_logits_TE, routing.router_probs_TE, expert_ids_TK, self.config, variable=variable
+        )
+        return replace(routing, expert_ids_TK=expert_ids_TK, routing_weights_TK=weights_TK, variable=variable)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
         """Those of the choice, and the counts that move expert_bias."""
@@ -156,6 +191,8 @@ class Router(RouterModule):
                 "prices": prices_E.double() * routing.num_tokens,
                 "price_tokens": routing.num_tokens,
             }
+        if routing.pools:
+            return sums | {"tokens_per_expert": counts_by_type(routing, routing.expert_ids_TK)}
         return sums | {"tokens_per_expert": routing.tokens_per_expert()}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
@@ -166,8 +203,9 @@ class Router(RouterModule):
         if self.noise_step is not None:
             self.noise_step += 1
 
-    @staticmethod
-    def _moved_bias(bias_E: Tensor, sums: Statistics, balance: BalanceConfig) -> Tensor:
+    def _moved_bias(self, bias_E: Tensor, sums: Statistics, balance: BalanceConfig) -> Tensor:
+        if self.pools:
+            return updated_expert_bias(bias_E, sums["tokens_per_expert"], balance, self.pools)
         if balance.bias_rule != "quantile":
             return updated_expert_bias(bias_E, sums["tokens_per_expert"], balance)
         prices_E = sums["prices"] / sums["price_tokens"].clamp(min=1)

@@ -22,6 +22,7 @@ from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
 from moeworks.ops.attention import DocumentMask
 from moeworks.ops.backends import Backend
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 
 
@@ -39,6 +40,8 @@ class BlockContext:
     """int64, their kinds, where the caller says."""
     positions_BL: Tensor | None = None
     """int64, their places in their sequences."""
+    replay: Replay | None = None
+    """Of one layer: the experts that its MoE is to choose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,7 @@ class Block(nn.Module):
                 token_ids=context.token_ids_BL,
                 token_types=context.token_types_BL,
                 positions=context.positions_BL,
+                replay=context.replay,
             )
         else:
             y_BLD = moe(normed)

@@ -1,6 +1,6 @@
 """The decoder-only language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from moeworks.models.mtp import MTPLayer
 from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
 from moeworks.ops.head import Head
+from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 
 
@@ -50,17 +51,20 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """A decoder as ModelConfig describes it.
 
-    Set `activation_checkpointing` to recompute each layer in the backward pass. `origin` says which
-    published checkpoint the weights came from, if any.
+    Set `activation_checkpointing` to recompute each layer in the backward pass. `token_type` is the type of
+    all tokens where a caller names none, for models with pools of experts. `origin` says which published
+    checkpoint the weights came from, if any.
     """
 
     origin: Origin | None
+    token_type: int | None
 
     def __init__(self, config: ModelConfig, *, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
         self.origin = None
+        self.token_type = None
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(
             Block(config, layer, backend=backend) for layer in range(config.num_layers)
@@ -82,6 +86,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         ahead: bool = False,
+        replay: Replay | None = None,
     ) -> DecoderOutput:
         """The states and the head that give logits of the next token at every position.
 
@@ -92,21 +97,30 @@ class Decoder(nn.Module):
                 its own for the sequence-wise loss.
             valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
                 cache's `left_padding_B`.
-            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask.
+            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask; by
+                default all are of `token_type`.
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
             ahead: run the MTP layers too, over all positions, without a cache; their routings come last.
+            replay: the experts that MoE layers are to choose, as `routings` of an earlier output has them:
+                over these B * L tokens, with a cache too. With `ahead` it may go on with the MTP layers',
+                which otherwise choose for themselves. Mixtures of attention always do.
 
-        Raises ConfigError when the positions exceed max_seq_len, and outside of training when experts
-        depend on later tokens.
+        Raises ConfigError when the positions exceed max_seq_len, for a replay that does not fit, and outside
+        of training when experts depend on later tokens.
         """
         self._refuse_to_look_ahead()
+        if token_types_BL is None:
+            token_types_BL = self.types_of(tokens_BL)
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
         x_BLD = self.embed_tokens(tokens_BL)
         choices = self.config.layer_mixers or (0,) * self.config.num_layers
         routings, carry = [], NOTHING
+        forced = self._replays(replay, ahead=ahead)
         for index, block in enumerate(self.layers):
             layer_inputs = inputs[choices[index]]
+            if forced:
+                context = replace(context, replay=forced.get(index))
             if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
                 x_BLD, decided, carry = checkpoint(
                     block, x_BLD, layer_inputs, context, None, carry, use_reentrant=False
@@ -119,7 +133,9 @@ class Decoder(nn.Module):
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
         predicted: list[Tensor] = []
         if ahead:
-            predicted, decided = self._ahead(tokens_BL, hidden_BLD, document_ids_BL, valid_BL, token_types_BL)
+            predicted, decided = self._ahead(
+                tokens_BL, hidden_BLD, document_ids_BL, valid_BL, token_types_BL, forced
+            )
             routings += decided
         return DecoderOutput(
             _computed(hidden_BLD),
@@ -136,6 +152,7 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor | None,
         valid_BL: Tensor | None,
         token_types_BL: Tensor | None,
+        forced: dict[int, Replay],
     ) -> tuple[list[Tensor], list[BlockRoutings]]:
         """The MTP layers one after the other, each over one position less than the one before."""
         predicted, routings = [], []
@@ -147,6 +164,7 @@ class Decoder(nn.Module):
             valid = None if valid_BL is None else valid_BL[:, depth:]
             types = None if token_types_BL is None else token_types_BL[:, depth:]
             inputs, context = self._context(tokens_BL, documents, valid, None, types)
+            context = replace(context, replay=forced.get(self.config.num_layers + depth - 1))
             choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[self.config.mtp_like]
             hidden_BLD, decided = layer(
                 hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
@@ -154,6 +172,21 @@ class Decoder(nn.Module):
             predicted.append(hidden_BLD)
             routings.append(decided)
         return predicted, routings
+
+    def _replays(self, replay: Replay | None, *, ahead: bool) -> dict[int, Replay]:
+        """The replay of each layer that has one, by index; MTP layers are numbered on."""
+        if replay is None:
+            return {}
+        config = self.config
+        layers = list(config.moe_layers)
+        if ahead and len(replay.routings) > len(layers) and config.mtp_like in layers:
+            layers += range(config.num_layers, config.num_layers + config.num_mtp_layers)
+        names = [f"replay of layer {index}" for index in layers]
+        return dict(zip(layers, replay.for_layers(names), strict=True))
+
+    def types_of(self, tokens_BL: Tensor) -> Tensor | None:
+        """int64 [B, L]: `token_type` for all tokens; None where that is not set."""
+        return None if self.token_type is None else torch.full_like(tokens_BL, self.token_type)
 
     def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
         """[B, L, D], scaled as the config says."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moeworks.config.model import CapacityConfig
+from moeworks.ops.pools import counts_by_type, fair_loads
 from moeworks.ops.routing import Routing
 
 
@@ -43,7 +44,8 @@ def apply_capacity(routing: Routing, config: CapacityConfig, *, training: bool) 
     """The routing with `kept_TK` set: padding and empty slots are never computed, experts over capacity drop.
 
     Capacity is ceil(factor * A / E) (Switch, section 2.2) over the A = T * K assignments of valid tokens, at
-    least min_capacity; since a token chooses an expert once, it never binds above T. By position, later
+    least min_capacity, or with pools of experts the factor times an expert's fair load (moeworks.ops.pools);
+    since a token chooses an expert once, it never binds above T. By position, later
     tokens (then later slots) are dropped; by probability, those with the smallest router probability; by
     batch priority, later slots first, and in a slot the tokens whose best router probability is smallest.
     """
@@ -55,12 +57,21 @@ def apply_capacity(routing: Routing, config: CapacityConfig, *, training: bool) 
     if factor is None:
         return replace(routing, kept_TK=present_TK)
     capacity = _capacity(routing, factor, config.min_capacity)
+    if isinstance(capacity, Tensor) and capacity.dim() == 1:
+        capacity = capacity[routing.expert_ids_TK.clamp(max=routing.num_experts - 1)]
     kept_TK = _rank_in_expert(routing, config.drop_policy) < capacity
     return replace(routing, kept_TK=kept_TK if present_TK is None else kept_TK & present_TK)
 
 
 def _capacity(routing: Routing, factor: float, min_capacity: int) -> int | Tensor:
-    """The limit; a tensor when the number of assignments is one, so that nothing waits for the device."""
+    """The limit; a tensor when the number of assignments is one, so that nothing waits for the device.
+
+    With pools [E], that of each expert.
+    """
+    if routing.pools:
+        fair_E, times = fair_loads(counts_by_type(routing, routing.expert_ids_TK), routing.pools)
+        exact_E = (fair_E.double() / times * factor - _ROUNDING).ceil().long()
+        return torch.minimum(exact_E.clamp(min=min_capacity), routing.num_tokens)
     tokens = routing.expert_ids_TK.shape[0]
     if routing.valid_T is None and not routing.variable:
         assigned = tokens * routing.top_k

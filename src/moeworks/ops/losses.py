@@ -7,12 +7,15 @@ choice without expert_bias, and carry no gradient; probabilities are normalised 
 Losses of sums over tokens take the sums of the whole optimizer step (StepTotals): cut into micro-batches and
 ranks, a step has the same loss, and the gradients of its parts add up to that of the whole. The Switch loss
 alone is by definition one of each micro-batch; sequence and z losses are means over tokens.
+
+With pools of experts (moeworks.ops.pools) a loss is that of each type of token inside its pool, weighted by
+the type's share of the tokens, and totals have a row per type.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from moeworks.config.balance import BalanceConfig
 from moeworks.errors import check
+from moeworks.ops.pools import Pools, counts_by_type, fair_loads, within_pools
 from moeworks.ops.routing import Routing, count_assignments
 from moeworks.ops.scoring import stable_top_k
 
@@ -37,11 +41,11 @@ class StepTotals:
     """
 
     tokens: Tensor
-    """Scalar: valid tokens."""
+    """Scalar: valid tokens; with pools [P], those of each type."""
     counts_E: Tensor
-    """Assignments, as load_counts."""
+    """Assignments, as load_counts; with pools [P, E]."""
     probs_E: Tensor
-    """Summed probabilities."""
+    """Summed probabilities; with pools [P, E]."""
     sent_d: Tensor
     """Tokens sent to each device; empty when no loss reads them."""
     smooth_E: Tensor
@@ -53,6 +57,14 @@ def step_totals(routing: Routing, config: BalanceConfig) -> StepTotals:
     """What one micro-batch adds to the totals of its step."""
     probs_E = _summed_probs(routing)
     empty = probs_E.new_zeros(0)
+    if routing.pools:
+        probs_PE = probs_E.new_zeros(len(routing.pools), routing.num_experts)
+        tokens = []
+        for row_E, experts, (count, own) in zip(probs_PE, routing.pools, within_pools(routing), strict=True):
+            row_E[list(experts)] = _summed_probs(own)
+            tokens.append(count.to(probs_E.dtype))
+        counts_PE = counts_by_type(routing, routing.counted_ids_TK).to(probs_E.dtype)
+        return StepTotals(torch.stack(tokens), counts_PE, probs_PE, empty, empty)
     return StepTotals(
         tokens=_valid(routing).sum(),
         counts_E=load_counts(routing).to(probs_E.dtype),
@@ -67,6 +79,30 @@ def load_counts(routing: Routing) -> Tensor:
     return count_assignments(routing.counted_ids_TK, routing.num_experts, routing.valid_T)
 
 
+def _in_pools(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`loss`, a function of a Routing and maybe of StepTotals; with pools, of each type in its own pool."""
+
+    @wraps(loss)
+    def of_types(routing: Routing, step: StepTotals | None = None) -> Tensor:
+        if not routing.pools:
+            return loss(routing) if step is None else loss(routing, step)
+        total, tokens = routing.router_probs_TE.new_zeros(()), _valid(routing).sum()
+        for number, (count, own) in enumerate(within_pools(routing)):
+            if step is None:
+                total = total + loss(own) * count / tokens.clamp(min=1)
+                continue
+            columns = list(routing.pools[number])
+            part = StepTotals(
+                step.tokens[number], step.counts_E[number, columns], step.probs_E[number, columns],
+                step.sent_d, step.smooth_E,
+            )  # fmt: skip
+            total = total + loss(own, part) * part.tokens / step.tokens.sum().clamp(min=1)
+        return total
+
+    return of_types
+
+
+@_in_pools
 def switch_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """E * sum_e f_e P_e, f the share of assignments and P the mean probability (Switch, eqs. 4 to 6).
 
@@ -76,6 +112,7 @@ def switch_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     return routing.num_experts * (_load_share(routing, step) * mean_probs(routing, step)).sum()
 
 
+@_in_pools
 def sequence_loss(routing: Routing) -> Tensor:
     """The sequence-wise loss of DeepSeek-V3 (section 2.1.2, eqs. 17 to 20), without its alpha.
 
@@ -109,6 +146,7 @@ def device_loss(routing: Routing, num_devices: int, step: StepTotals | None = No
     Device d holds the d-th of `num_devices` equal runs of experts; f'_d is the mean of f over them, P'_d the
     sum of P.
     """
+    check_no_pools(routing, "device loss")
     check_devices(routing, num_devices)
     f_E = routing.num_experts * _load_share(routing, step)
     f_d = f_E.view(num_devices, -1).mean(dim=1)
@@ -121,6 +159,7 @@ def communication_loss(routing: Routing, num_devices: int, step: StepTotals | No
     f''_d is D / (M T) times the tokens sent to device d. M here is the mean number of devices that a token
     reaches: where every token uses the paper's limit they are the same, and 1.0 means balanced in any case.
     """
+    check_no_pools(routing, "communication loss")
     check_devices(routing, num_devices)
     sent_d = tokens_per_device(routing, num_devices) if step is None else step.sent_d
     f_d = num_devices * sent_d / sent_d.sum().clamp(min=_TINY)
@@ -134,6 +173,7 @@ def tokens_per_device(routing: Routing, num_devices: int) -> Tensor:
     return (_chosen(devices_TK, num_devices) * valid_T[:, None]).sum(dim=0)
 
 
+@_in_pools
 def entropy_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """2 - H(q) / log E with q the mean probability: 1 when q is uniform, 2 when one expert has it all."""
     q_E = mean_probs(routing, step)
@@ -144,6 +184,7 @@ def entropy_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     return 2 - entropy / math.log(routing.num_experts)
 
 
+@_in_pools
 def importance_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """1 + CV^2 of the summed probabilities (Shazeer et al. 2017, section 4, eq. 7), = E * sum_e q_e^2."""
     return routing.num_experts * mean_probs(routing, step).square().sum()
@@ -151,6 +192,7 @@ def importance_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
 
 def load_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
     """1 + CV^2 of the smooth load (Shazeer et al. 2017, section 4 and appendix A), = E * sum_e share_e^2."""
+    check_no_pools(routing, "load loss")
     load_E = smooth_load(routing)
     if step is not None:
         load_E = _part_of(step.smooth_E, load_E)
@@ -227,7 +269,9 @@ def total_balance_loss(losses: dict[str, Tensor], config: BalanceConfig) -> Tens
     return sum((getattr(config, f"{name}_coef") * loss for name, loss in losses.items()), 0.0)
 
 
-def updated_expert_bias(expert_bias_E: Tensor, counts_E: Tensor, config: BalanceConfig) -> Tensor:
+def updated_expert_bias(
+    expert_bias_E: Tensor, counts_E: Tensor, config: BalanceConfig, pools: Pools = ()
+) -> Tensor:
     """The bias after one optimizer step of loss-free balancing (Wang et al. 2024, algorithm 1).
 
     Args:
@@ -235,10 +279,16 @@ def updated_expert_bias(expert_bias_E: Tensor, counts_E: Tensor, config: Balance
         counts_E: int64, the step's assignments over all ranks and micro-batches, padding excluded.
         config: rule sign: u * sign(mean - c); proportional: u * (mean - c) / mean; optional recentring,
             which subtracts the mean of the result (torchtitan; not in the paper).
+        pools: of the types of tokens; then the counts are [P, E] by type, and in the place of the mean
+            stands each expert's fair load (moeworks.ops.pools).
     """
     # E times the gap, in integers: in float32 an expert exactly at the mean could seem to be off it.
-    total = counts_E.sum()
-    gap_E = total - counts_E.numel() * counts_E
+    if pools:
+        total, times = fair_loads(counts_E, pools)
+        counts_E = counts_E.sum(dim=0)
+    else:
+        total, times = counts_E.sum(), counts_E.numel()
+    gap_E = total - times * counts_E
     step_E = gap_E.sign() if config.bias_rule == "sign" else gap_E / total.clamp(min=1)
     bias_E = expert_bias_E + config.bias_rate * step_E.to(expert_bias_E.dtype)
     return bias_E - bias_E.mean() if config.bias_recentre else bias_E
@@ -260,6 +310,12 @@ def check_devices(routing: Routing, num_devices: int) -> None:
         num_devices,
         f"must divide the number of experts, {routing.num_experts}",
     )
+
+
+def check_no_pools(routing: Routing, loss: str) -> None:
+    """Raise ConfigError where types have pools of experts, which `loss` has no meaning for."""
+    rule = f"must be empty for the {loss}: pools decide how many tokens reach which experts"
+    check(not routing.pools, "router.pools", routing.pools, rule)
 
 
 def _normalised_probs(routing: Routing) -> Tensor:

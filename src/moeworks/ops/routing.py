@@ -59,6 +59,11 @@ class Routing:
     token_losses_T: Tensor | None = None
     """float, without gradient: the cross-entropy of each token's prediction, 0 for padding. The training step
     fills it in after the forward pass, for routers that learn from it."""
+    token_types_T: Tensor | None = None
+    """int64, the type of each token; None unless there are pools."""
+    pools: tuple[tuple[int, ...], ...] = ()
+    """Per type the experts that its tokens may have, ascending; the logits of others are -inf and their
+    probabilities 0. Nothing: all tokens may have all."""
     variable: bool = False
     """Some slots may be empty."""
     ranked: bool = False
@@ -125,7 +130,7 @@ class Routing:
         return replace(self, **dict(zip(present, tensors, strict=True)))
 
 
-_NAMES = tuple(f.name for f in fields(Routing) if f.type is not bool)
+_NAMES = tuple(f.name for f in fields(Routing) if f.name not in ("variable", "ranked", "pools"))
 
 
 def count_assignments(expert_ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:

@@ -28,6 +28,8 @@ class Scores:
     """The logits before noisy top-k's noise."""
     noise_std_TE: Tensor | None = None
     """The standard deviation of that noise."""
+    pools: tuple[tuple[int, ...], ...] = ()
+    """Per type of token the experts that may be chosen, the only ones with finite logits; nothing: all."""
 
     @property
     def biased_TE(self) -> Tensor:  # noqa: N802  (a shape suffix)
@@ -42,6 +44,8 @@ def score_logits(
     expert_bias_E: Tensor | None = None,
     noise_std_TE: Tensor | None = None,
     gumbel_scale: float | Tensor = 0.0,
+    pools: tuple[tuple[int, ...], ...] = (),
+    reachable_TE: Tensor | None = None,
 ) -> Scores:
     """The scores of float32 or float64 logits.
 
@@ -49,16 +53,27 @@ def score_logits(
         expert_bias_E: kept beside them.
         noise_std_TE: standard deviation of Gaussian noise to add to the logits (noisy top-k, training only).
         gumbel_scale: what standard Gumbel noise is multiplied by before the ranking takes it (training only).
+        pools: kept beside them.
+        reachable_TE: bool, False for experts outside the pool of a token's type: their logits become -inf,
+            their scores 0, and nothing is chosen or learnt of them.
     """
+    if reachable_TE is not None:
+        logits_TE = logits_TE.masked_fill(~reachable_TE, -torch.inf)
     clean_TE = logits_TE
     if noise_std_TE is not None:
         logits_TE = clean_TE + torch.randn_like(clean_TE) * noise_std_TE
     probs_TE = score(logits_TE, config)
+    if reachable_TE is not None:
+        # Not every score of -inf is exactly 0.
+        probs_TE = probs_TE.masked_fill(~reachable_TE, 0.0)
     before = config.score_order == "before_top_k"
     ranking_TE = (probs_TE if before else logits_TE).detach()
     if isinstance(gumbel_scale, Tensor) or gumbel_scale > 0:
         drawn_TE = logits_TE.detach() + gumbel_scale * gumbel_like(logits_TE)
         ranking_TE = score(drawn_TE, config) if before else drawn_TE
+    if reachable_TE is not None:
+        # -inf and not 0, which an expert of the pool may underflow to.
+        ranking_TE = ranking_TE.masked_fill(~reachable_TE, -torch.inf)
     return Scores(
         config=config,
         logits_TE=logits_TE,
@@ -67,6 +82,7 @@ def score_logits(
         expert_bias_E=expert_bias_E,
         clean_logits_TE=None if noise_std_TE is None else clean_TE,
         noise_std_TE=noise_std_TE,
+        pools=pools,
     )
 
 
@@ -103,6 +119,8 @@ def routing_of(
         unbiased_ids_TK=unbiased_ids_TK,
         clean_logits_TE=scores.clean_logits_TE,
         noise_std_TE=scores.noise_std_TE,
+        token_types_T=context.token_types_T if scores.pools else None,
+        pools=scores.pools,
         variable=variable,
         ranked=ranked,
     )

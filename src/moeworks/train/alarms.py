@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moeworks.config import AlarmConfig, RunConfig
-from moeworks.ops.load import breadth, load_figures
+from moeworks.config.pools import domain_types
+from moeworks.ops.load import DEAD_LOAD, breadth, load_figures
+from moeworks.ops.pools import fair_loads
 
 ENOUGH = 50.0
 """Assignments per expert, on average, that a line must have counted before a load is judged: with fewer, an
@@ -106,24 +109,61 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
         for layer, value in zip(layers, values, strict=True):
             readings.append(Reading(alarm, layer, domain, value, bad(value)))
 
-    breadth_l = breadth(counts_lE, top_k).tolist()
-    if alarms.breadth and _enough(counts_lE[0]):
+    pools = _pools_of(config, domains)
+    if pools:
+        breadth_l, dead = _in_pools(figures, pools, top_k)
+    else:
+        breadth_l, dead = breadth(counts_lE, top_k).tolist(), load_figures(counts_lE).dead_experts
+    if alarms.breadth and breadth_l and _enough(counts_lE[0]):
         add("route_collapse", breadth_l, _below(alarms.breadth))
-    if alarms.dead_share and _enough(counts_lE[0]):
-        dead = load_figures(counts_lE).dead_experts
+    if alarms.dead_share and dead and _enough(counts_lE[0]):
         add("dying_experts", [n / counts_lE.shape[1] for n in dead], _above(alarms.dead_share))
     if alarms.logit_size:
         add("exploding_logits", figures.logit_size_l.tolist(), _above(alarms.logit_size))
     if alarms.bias_spread and figures.bias_spread_l is not None:
         add("bias_runaway", figures.bias_spread_l.tolist(), _above(alarms.bias_spread))
     if alarms.domain_breadth and figures.domain_counts is not None:
-        for domain, own_lE in zip(domains, figures.domain_counts, strict=True):
+        for number, (domain, own_lE) in enumerate(zip(domains, figures.domain_counts, strict=True)):
+            own_lE = own_lE[:, pools[number]] if pools else own_lE
             if _enough(own_lE[0]):
                 own = breadth(own_lE, top_k).tolist()
                 # A layer that is collapsed serves no domain better: that is the other alarm's news.
                 own = [1.0 if whole < alarms.breadth else b for b, whole in zip(own, breadth_l, strict=True)]
                 add("domain_starvation", own, _below(alarms.domain_breadth), domain)
     return readings
+
+
+def _pools_of(config: RunConfig, domains: Sequence[str]) -> list[list[int]]:
+    """The experts that each domain may have; nothing where all may have all."""
+    pools = config.model.router.pool_experts
+    return [list(pools[kind]) for kind in domain_types(config.model.router, domains)]
+
+
+def _in_pools(
+    figures: Figures, pools: Sequence[Sequence[int]], top_k: int
+) -> tuple[list[float], Sequence[int]]:
+    """Per layer the least breadth of a pool, and the dead experts, beside fair loads (moeworks.ops.pools).
+
+    Nothing where domains are not counted. Domains of one pool count together.
+    """
+    if figures.domain_counts is None:
+        return [], []
+    distinct = sorted({tuple(pool) for pool in pools})
+    places = torch.tensor(
+        [distinct.index(tuple(pool)) for pool in pools], device=figures.domain_counts.device
+    )
+    counts_PlE = figures.domain_counts.new_zeros(len(distinct), *figures.counts_lE.shape)
+    counts_PlE.index_add_(0, places, figures.domain_counts)
+    least = [1.0] * len(figures.counts_lE)
+    for counts_lE, pool in zip(counts_PlE, distinct, strict=True):
+        if _enough(counts_lE[0, list(pool)]):
+            own = breadth(counts_lE[:, list(pool)], top_k).tolist()
+            least = [min(pair) for pair in zip(least, own, strict=True)]
+    dead = []
+    for counts_PE in counts_PlE.unbind(dim=1):
+        fair_E, times = fair_loads(counts_PE, distinct)
+        dead.append(int((counts_PE.sum(dim=0) * times < DEAD_LOAD * fair_E).sum()))
+    return least, dead
 
 
 def _enough(counts_E: Tensor) -> bool:
@@ -200,6 +240,8 @@ class AlarmKind:
 def _effective(reading: Reading, config: RunConfig) -> str:
     """Breadth in words."""
     router = config.model.router
+    if router.pools:
+        return f"{reading.value:.0%} of the choice that its pool of experts offers"
     count = router.top_k + reading.value * (router.num_routes - router.top_k)
     return f"{count:.1f} of {router.num_routes} experts"
 

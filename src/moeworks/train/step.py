@@ -7,6 +7,7 @@ and ranks: each micro-batch adds its sum over the step's total, and gradients ar
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,9 @@ def router_losses(
 
 
 def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = False) -> DecoderOutput:
-    options = {"ahead": True} if ahead else {}
+    options: dict[str, Any] = {"ahead": True} if ahead else {}
+    if batch.token_types_BL is not None:
+        options["token_types_BL"] = batch.token_types_BL
     return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
 
 
@@ -275,7 +278,11 @@ def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: 
 
 def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
     """Mean over valid tokens of the largest absolute logit."""
-    size_T = routing.router_logits_TE.abs().amax(dim=1)
+    logits_TE = routing.router_logits_TE
+    if routing.pools:
+        # Experts outside a token's pool have -inf.
+        logits_TE = logits_TE.masked_fill(logits_TE == -torch.inf, 0.0)
+    size_T = logits_TE.abs().amax(dim=1)
     return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from moeworks.checkpoint import Checkpoint
 from moeworks.config import RunConfig, TrainConfig
 from moeworks.config.codec import to_dict
+from moeworks.config.pools import domain_types
 from moeworks.data.batches import Batch
 from moeworks.data.loader import TrainLoader
 from moeworks.data.shards import PreparedCorpus
@@ -60,9 +61,11 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus, world: World) -> None:
-        """Raises ConfigError when the batch does not divide, and DataError for a corpus that is too short."""
+        """Raises ConfigError when the batch does not divide, or pools of experts are not for the corpus'
+        domains, and DataError for a corpus that is too short."""
         check_division(config.train, world)
         self.config, self.corpus, self.world = config, corpus, world
+        self._types = domain_types(config.model.router, corpus.domains, every=True)
         self.progress = Progress()
         torch.manual_seed(config.train.seed)
         self.model = build_model(config, world.device)
@@ -138,7 +141,7 @@ class Trainer:
         rows = train.batch_size // (train.accumulation * world.size)
         first = self.progress.step * train.batch_size + world.rank * rows
         starts = (first + micro * rows * world.size for micro in range(train.accumulation))
-        return [self.loader.rows(start, rows).to(world.device) for start in starts]
+        return [self.loader.rows(start, rows).to(world.device).typed(self._types) for start in starts]
 
     def _seed_step(self) -> None:
         torch.manual_seed(_mixed_seed(self.config.train.seed, self.progress.step, self.world.rank))
@@ -150,7 +153,11 @@ class Trainer:
         def forward() -> None:
             with autocast(self.config, self.world.device):
                 for batch in batches:
-                    self.model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL)
+                    self.model(
+                        batch.tokens_BL,
+                        document_ids_BL=batch.document_ids_BL,
+                        token_types_BL=batch.token_types_BL,
+                    )
 
         self._seed_step()
         module = first_nonfinite_module(self.model, forward)

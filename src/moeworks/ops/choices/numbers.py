@@ -9,9 +9,11 @@ from moeworks.ops.scoring import stable_top_k
 def choose_top_p(probs_TE: Tensor, p: float, most: int) -> Tensor:
     """int64 [T, most]: the fewest best experts whose probabilities sum to p (Huang et al. 2024, eq. 4).
 
-    At least one and at most `most`; E in slots that stay empty. Probabilities are normalised over experts.
+    At least one and at most `most`; E in slots that stay empty. Probabilities are normalised over experts;
+    experts that a token cannot have may have -inf.
     """
-    share_TE = probs_TE / probs_TE.sum(dim=1, keepdim=True).clamp(min=torch.finfo(probs_TE.dtype).tiny)
+    share_TE = probs_TE.clamp(min=0)
+    share_TE = share_TE / share_TE.sum(dim=1, keepdim=True).clamp(min=torch.finfo(probs_TE.dtype).tiny)
     ids_TK = stable_top_k(probs_TE, most)
     share_TK = share_TE.gather(1, ids_TK)
     before_TK = share_TK.cumsum(dim=1) - share_TK
