@@ -4,6 +4,7 @@ from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.choices import (
     AssignmentChoice,
+    BanditChoice,
     ChoiceConfig,
     CustomChoice,
     ExpertChoice,
@@ -42,6 +43,7 @@ __all__ = [
     "AlarmConfig",
     "AssignmentChoice",
     "BalanceConfig",
+    "BanditChoice",
     "CapacityConfig",
     "ChoiceConfig",
     "CorpusConfig",

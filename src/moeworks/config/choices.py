@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moeworks.config.choice import Choice, check_slots
 from moeworks.config.fixed_choices import HashChoice, RandomChoice, RoundRobinChoice
-from moeworks.config.policy_choices import PolicyGradientChoice
+from moeworks.config.policy_choices import BanditChoice, PolicyGradientChoice
 from moeworks.errors import check
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ ChoiceConfig = (
     | RandomChoice
     | RoundRobinChoice
     | PolicyGradientChoice
+    | BanditChoice
     | CustomChoice
 )
 """Any of them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moeworks.config.choices import CustomChoice
 from moeworks.config.router import RouterConfig
 from moeworks.errors import ConfigError, check, nearest
+from moeworks.layers.bandit import BanditRouter
 from moeworks.layers.choices import LINEAR_CHOICES
 from moeworks.layers.fixed_routers import HashRouter, RandomRouter, RoundRobinRouter
 from moeworks.layers.policy_gradient import PolicyGradientRouter
@@ -26,6 +27,7 @@ ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
     "random": RandomRouter,
     "round_robin": RoundRobinRouter,
     "policy_gradient": PolicyGradientRouter,
+    "bandit": BanditRouter,
 }
 """Kinds of choice whose router is not the plain linear one."""
 

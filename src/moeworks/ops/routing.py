@@ -59,6 +59,8 @@ class Routing:
     token_losses_T: Tensor | None = None
     """float, without gradient: the cross-entropy of each token's prediction, 0 for padding. The training step
     fills it in after the forward pass, for routers that learn from it."""
+    buckets_T: Tensor | None = None
+    """int64, which of its bandits routed each token."""
     variable: bool = False
     """Some slots may be empty."""
     ranked: bool = False
