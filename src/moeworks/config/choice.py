@@ -19,6 +19,9 @@ class Choice:
     rewarded: ClassVar[bool] = False
     """Whether the router learns from each token's own loss after the forward pass."""
 
+    sparse: ClassVar[bool] = True
+    """Whether a token has experts of its own. Without, the layer is no MoE, and not for a decoder."""
+
     def slots(self, router: "RouterConfig") -> int:
         """Slots of a token: the most experts that it can have."""
         return router.top_k

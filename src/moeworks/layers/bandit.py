@@ -84,9 +84,7 @@ class BanditRouter(FixedRouter):
         check(places_T is not None, "positions", None, "must be given to a bandit in training")
         assert places_T is not None
         rounds_T = rounds_of(ids_T, places_T, self.step, self.salt, choice.rounds)
-        plan_UrK = plan_rounds(
-            self.state, rounds=choice.rounds, top_k=top_k, exploration=choice.exploration
-        )
+        plan_UrK = plan_rounds(self.state, rounds=choice.rounds, top_k=top_k, exploration=choice.exploration)
         return plan_UrK[buckets_T, rounds_T]
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:

@@ -45,6 +45,7 @@ def register_router(name: str, build: RouterBuilder) -> None:
 def build_router(config: RouterConfig, d_model: int) -> RouterModule:
     """The router that `config` describes. Raises ConfigError for a custom one that is not registered."""
     choice = config.choice
+    check(choice.sparse, "router.choice", choice.kind, "has no router: build the layer as moeworks.SoftMoE")
     if isinstance(choice, CustomChoice):
         if choice.name not in _REGISTERED:
             known = nearest(choice.name, _REGISTERED) if _REGISTERED else "none is registered"

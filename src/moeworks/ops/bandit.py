@@ -88,7 +88,11 @@ def greedy_arms(state: BanditState, buckets_T: Tensor, top_k: int) -> Tensor:
 
 
 def count_plays(
-    buckets_T: Tensor, expert_ids_TK: Tensor, rewards_T: Tensor, shape: tuple[int, int], valid_T: Tensor | None
+    buckets_T: Tensor,
+    expert_ids_TK: Tensor,
+    rewards_T: Tensor,
+    shape: tuple[int, int],
+    valid_T: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """float64 [U, E] twice: how often each arm was taken, and the sum of its plays' rewards."""
     buckets, arms = shape
