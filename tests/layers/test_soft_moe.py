@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from random_layers import assert_same, gradients, make_config, randomise_
 from torch.utils.flop_counter import FlopCounterMode
 
-from moeworks import MoE, ModelConfig, SoftMoE
+from moeworks import ModelConfig, MoE, SoftMoE
 from moeworks.config import RouterConfig, SoftChoice
 from moeworks.config.count_soft import count_slots, count_soft_flops, count_soft_parameters
 from moeworks.errors import ConfigError
@@ -180,7 +180,7 @@ def test_an_empty_batch():
 
 
 def test_it_learns_to_sort_tokens_into_experts():
-    """Two kinds of tokens with a function each: slots end up with mostly one kind, half of it at the start."""
+    """Two kinds of tokens with a function each: slots hold mostly one kind, at the start half of it."""
     torch.manual_seed(0)
     layer = SoftMoE(soft_config(4, num_experts=2, d_expert=16))
     kinds = torch.arange(16) % 2
@@ -242,9 +242,9 @@ def test_a_decoder_refuses_it():
 
 
 def test_the_sparse_layer_refuses_it_and_it_the_others():
-    with pytest.raises(ConfigError, match="router.choice = 'soft': has no router: build the layer as moe"):
+    with pytest.raises(ConfigError, match=r"router.choice = 'soft': has no router: build the layer as moe"):
         MoE(soft_config())
-    with pytest.raises(ConfigError, match="router.choice = 'top_k': must be 'soft' in a SoftMoE"):
+    with pytest.raises(ConfigError, match=r"router.choice = 'top_k': must be 'soft' in a SoftMoE"):
         SoftMoE(make_config())
 
 

@@ -7,7 +7,7 @@ from moeworks.errors import check
 
 
 def soft_choice(config: MoEConfig) -> SoftChoice:
-    """The choice of a Soft MoE layer. Raises ConfigError for another, and for what only sparse layers have."""
+    """The choice of a Soft MoE layer. Raises ConfigError for others, and for what it cannot honour."""
     choice = config.choice
     check(isinstance(choice, SoftChoice), "router.choice", choice.kind, "must be 'soft' in a SoftMoE")
     assert isinstance(choice, SoftChoice)

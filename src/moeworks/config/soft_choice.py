@@ -1,6 +1,6 @@
 """Soft MoE: no token chooses experts, every slot of an expert mixes all tokens of a sequence."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moeworks.config.choice import Choice, check_untouched
@@ -14,6 +14,9 @@ _CHOOSING = (
     "selection_bias", "num_groups", "top_k_groups", "group_score", "input_jitter", "noisy_top_k",
     "gumbel_noise", "sparsemixer_eps", "num_identity_experts", "num_zero_experts",
 )  # fmt: skip
+
+_TOP_K = 2
+"""The default, which cannot be kept with a single expert."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,6 @@ class SoftChoice(Choice):
         slots = self.slots_per_expert
         check(slots >= 1, "router.choice.slots_per_expert", slots, "must be at least 1")
         check_untouched(router, _CHOOSING, "no token chooses experts")
-        default = next(f.default for f in fields(router) if f.name == "top_k")
-        check(
-            router.top_k == min(default, router.num_routes),
-            "router.top_k",
-            router.top_k,
-            f"has no effect with choice = {self.kind!r}: a token gets a part of every expert; leave it at"
-            f" {min(default, router.num_routes)}",
-        )
+        default = min(_TOP_K, router.num_routes)
+        rule = f"has no effect with choice = {self.kind!r}: a token gets a part of every expert; leave it at"
+        check(router.top_k == default, "router.top_k", router.top_k, f"{rule} {default}")
