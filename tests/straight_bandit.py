@@ -55,6 +55,13 @@ class Bandit:
             self.total[arm] = discount * self.total[arm] + (sum(gains) - len(gains) * self.baseline)
 
 
+def sample(plan: list[list[int]], arms: int, start: int, numbers: list[int]) -> set[int]:
+    """Cells on a line, one for each time that a round took an arm, arms in the order of their numbers."""
+    order = sorted(range(arms), key=lambda arm: numbers[arm])
+    line = [arm for arm in order for ids in plan for taken in ids if taken == arm]
+    return {line[cell] for cell in range(start, len(line), len(plan))}
+
+
 def ucb1(means: list[float], plays: int) -> list[int]:
     """Auer et al. 2002, figure 1, with ln(1 + n): how often each arm is taken when rewards are certain."""
     count = [0] * len(means)

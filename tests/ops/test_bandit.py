@@ -7,18 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from straight_bandit import Bandit, ucb1
+from straight_bandit import Bandit, sample, ucb1
 
 from moeworks.ops.bandit import (
     BanditState,
     best_arms,
     buckets_of,
     count_plays,
+    draw_arms,
     greedy_arms,
     learn,
     plan_rounds,
-    rounds_of,
 )
+from moeworks.ops.fixed import draws
 
 U, E = 5, 6
 
@@ -153,10 +154,31 @@ def test_buckets_are_ids_where_they_fit_and_hashes_else():
     assert not torch.equal(hashed, buckets_of(ids, 10, 1000, 1))
 
 
-def test_rounds_are_equally_likely_and_change_with_step_and_salt():
-    ids, places = torch.zeros(8000, dtype=torch.int64), torch.arange(8000)
-    first = rounds_of(ids, places, torch.tensor(3), torch.tensor(9), 8)
-    assert (torch.bincount(first, minlength=8) - 1000).abs().max() < 150
-    for step, salt in ((4, 9), (3, 8)):
-        again = rounds_of(ids, places, torch.tensor(step), torch.tensor(salt), 8)
-        assert 0.05 < (again == first).float().mean() < 0.2
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), top_k=st.integers(1, 4), rounds=st.integers(1, 6))
+def test_draws_are_the_plain_line_of_cells(seed, top_k, rounds):
+    torch.manual_seed(seed)
+    plan = torch.rand(U, rounds, E).argsort(dim=2)[:, :, :top_k]
+    buckets, ids = torch.randint(U, (20,)), torch.randint(99, (20,))
+    parts = [torch.tensor(seed), ids]
+    got = draw_arms(plan, E, buckets, parts)
+    numbers = draws(E + 1, parts).tolist()
+    for t, u in enumerate(buckets.tolist()):
+        want = sample(plan[u].tolist(), E, numbers[t][0] % rounds, numbers[t][1:])
+        assert set(got[t].tolist()) == want and len(want) == top_k
+        often = (plan[u][..., None] == got[t]).sum(dim=(0, 1)).tolist()
+        assert often == sorted(often, reverse=True)
+
+
+def test_draws_have_the_rounds_shares_in_changing_company():
+    """Rounds of two pairs: each arm in its share of the tokens, and not always with the same one."""
+    plan = torch.tensor([[[0, 1], [2, 3], [0, 1], [0, 1]]])
+    tokens = 8000
+    parts = [torch.tensor(7), torch.arange(tokens)]
+    ids = draw_arms(plan, 4, torch.zeros(tokens, dtype=torch.int64), parts)
+    shares = torch.bincount(ids.flatten(), minlength=4) / tokens
+    torch.testing.assert_close(shares, torch.tensor([0.75, 0.75, 0.25, 0.25]), rtol=0, atol=0.02)
+    met = {tuple(sorted(row)) for row in ids.tolist()}
+    assert met >= {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)}
+    for other in ([torch.tensor(8), parts[1]], [parts[0], parts[1] + 1]):
+        assert not torch.equal(draw_arms(plan, 4, torch.zeros(tokens, dtype=torch.int64), other), ids)

@@ -76,8 +76,8 @@ class BanditChoice(FixedChoice):
     """The same for the running mean that rewards are measured from; 0: the mean of the step itself, from
     which a bucket with a single token in it learns nothing."""
     rounds: int = 8
-    """Rounds of UCB in one step: a round's tokens count as tried for the rounds after it. With 1, all tokens
-    of a bucket have the same experts in a step."""
+    """Rounds of UCB in one step: a round's experts count as tried for the rounds after it, and tokens share
+    out the rounds' experts. With 1, all tokens of a bucket have the same experts in a step."""
     buckets: int | None = None
     """Bandits of a layer; None: one for each token of a vocabulary of at most 4096, else 4096. With fewer
     than there are tokens, a hash says which share one."""

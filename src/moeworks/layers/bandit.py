@@ -15,10 +15,10 @@ from moeworks.ops.bandit import (
     BanditState,
     buckets_of,
     count_plays,
+    draw_arms,
     greedy_arms,
     learn,
     plan_rounds,
-    rounds_of,
 )
 from moeworks.ops.routing import Routing, RoutingContext
 
@@ -58,7 +58,7 @@ class BanditRouter(FixedRouter):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Nothing learnt; a salt of its own, or all layers would try the same combinations of experts."""
+        """Nothing learnt, and a salt of its own."""
         for buffer in self.buffers():
             buffer.zero_()
         self.salt.random_(2**31)
@@ -75,7 +75,7 @@ class BanditRouter(FixedRouter):
         return replace(routing, buckets_T=self._buckets(context.token_ids_T))
 
     def experts(self, context: RoutingContext) -> Tensor:
-        """Of the token's round in training, of the best means in evaluation."""
+        """Drawn from the rounds of this step in training, in evaluation those of the best means."""
         ids_T, places_T, choice = context.token_ids_T, context.positions_T, self.choice
         assert ids_T is not None
         buckets_T, top_k = self._buckets(ids_T), self.config.top_k
@@ -83,9 +83,10 @@ class BanditRouter(FixedRouter):
             return greedy_arms(self.state, buckets_T, top_k)
         check(places_T is not None, "positions", None, "must be given to a bandit in training")
         assert places_T is not None
-        rounds_T = rounds_of(ids_T, places_T, self.step, self.salt, choice.rounds)
         plan_UrK = plan_rounds(self.state, rounds=choice.rounds, top_k=top_k, exploration=choice.exploration)
-        return plan_UrK[buckets_T, rounds_T]
+        # The salt differs from layer to layer, or no layer could tell its experts from those of another.
+        parts = [self.salt, self.step, ids_T, places_T]
+        return draw_arms(plan_UrK, self.config.num_routes, buckets_T, parts)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
         """Nothing for a record without rewards."""

@@ -6,6 +6,7 @@ makes, has a bonus too). Counts and sums of rewards may be discounted (D-UCB, Ga
 A play takes top_k arms at once, those of the greatest indices (CUCB, Chen et al. 2013).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +44,6 @@ def buckets_of(ids_T: Tensor, buckets: int, vocab_size: int | None, seed: int) -
     return universal_hashes(ids_T, seed, 1)[:, 0] % buckets
 
 
-def rounds_of(ids_T: Tensor, places_T: Tensor, step: Tensor, salt: Tensor, rounds: int) -> Tensor:
-    """int64 [T]: the round that each token plays in, a hash, so that it does not depend on the batch."""
-    return draws(1, [salt, step, ids_T, places_T])[:, 0] % rounds
-
-
 def plan_rounds(state: BanditState, *, rounds: int, top_k: int, exploration: float) -> Tensor:
     """int64 [U, r, K]: the arms that each bandit takes in each round of one step, the best first.
 
@@ -68,6 +64,28 @@ def plan_rounds(state: BanditState, *, rounds: int, top_k: int, exploration: flo
         plays_U1 = plays_U1 + share_U1
         planned.append(ids_UK)
     return torch.stack(planned, dim=1)
+
+
+def draw_arms(plan_UrK: Tensor, arms: int, buckets_T: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """int64 [T, K]: different arms of each token, each as likely as the share of the rounds that take it.
+
+    Systematic sampling (Madow 1949) in an order of the arms that each token draws: all arms have the
+    right chance, and those that a round took together are not always together, for then no reward could
+    tell the one from the other. `parts` are what the draws are a function of (see `draws`), and not the
+    place in the batch: no cut into micro-batches or ranks changes them. Arms of more rounds come first.
+    """
+    rounds, top_k = plan_UrK.shape[1:]
+    rounds_UE = torch.zeros(len(plan_UrK), arms, dtype=torch.int64, device=plan_UrK.device)
+    ids_UN = plan_UrK.flatten(1)
+    rounds_TE = rounds_UE.scatter_add(1, ids_UN, torch.ones_like(ids_UN))[buckets_T]
+    numbers = draws(arms + 1, parts)
+    start_T1, order_TE = numbers[:, :1] % rounds, numbers[:, 1:].argsort(dim=1, stable=True)
+    # Arms lie on a line of K * r cells, one for each of their rounds; every r-th cell counts, from the start.
+    ends_TE = rounds_TE.gather(1, order_TE).cumsum(dim=1)
+    passed_TE = (ends_TE - start_T1 + rounds - 1).clamp(min=0) // rounds
+    drawn_TE = passed_TE.diff(dim=1, prepend=torch.zeros_like(start_T1)) > 0
+    drawn_TE = torch.zeros_like(drawn_TE).scatter(1, order_TE, drawn_TE)
+    return stable_top_k(torch.where(drawn_TE, rounds_TE, -1).float(), top_k)
 
 
 def best_arms(index_UE: Tensor, buckets_U: Tensor, top_k: int) -> Tensor:
