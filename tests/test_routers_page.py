@@ -18,6 +18,15 @@ from moeworks.trace.record import model_header, record
 PAGE = (Path(__file__).parent.parent / "docs" / "routers.md").read_text("utf-8")
 
 
+def run_example(text: str) -> dict:
+    """The names that the one example with `text` in it leaves behind."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if text in code]
+    assert len(code.splitlines()) <= 24
+    names: dict = {}
+    exec(compile(code, "routers.md", "exec"), names)
+    return names
+
+
 def test_every_choice_is_in_the_table():
     header, *named = re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE)
     assert header == "choice"
@@ -34,10 +43,7 @@ def test_options_and_commands_are_real():
 
 
 def test_the_router_of_ones_own_runs_and_gets_losses_and_traces():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(code.splitlines()) <= 24
-    names: dict = {}
-    exec(compile(code, "routers.md", "exec"), names)
+    names = run_example("class Nearest")
     _, routing = names["moe"](torch.randn(2, 7, 64))
     balance_losses([routing], BalanceConfig(switch_coef=1.0))["switch"].backward()
     assert names["moe"].router.route.centres.grad.any()
@@ -48,3 +54,11 @@ def test_the_router_of_ones_own_runs_and_gets_losses_and_traces():
     output = model(torch.randint(50, (2, 7)))
     block = record(output.routings, token_columns(14), model_header(config))
     assert block.layers[0].ids.shape == (14, 2)
+
+
+def test_soft_moe_runs_and_its_record_is_as_said():
+    names = run_example("SoftMoE")
+    y, mixing = names["y"], names["mixing"]
+    assert mixing.expert_shares().shape == (8,) and mixing.tokens_per_slot().shape == (4, 8, 2)
+    assert mixing.dispatch_TEC.shape == mixing.combine_TEC.shape == (80, 8, 2)
+    assert not y[~names["valid"]].any() and y[names["valid"]].all()

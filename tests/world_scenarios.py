@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_run import all_state, biases_of, tiny_config, tiny_corpus
 
-from moeworks.config import CapacityConfig, LayerPatternConfig, RunConfig
+from moeworks.config import BanditChoice, CapacityConfig, LayerPatternConfig, RunConfig
 from moeworks.data.shards import PreparedCorpus
 from moeworks.data.validation import ValidationSet
 from moeworks.evaluate.bits_per_byte import evaluate
@@ -44,6 +44,10 @@ SCENARIOS: dict[str, dict[str, dict[str, Any]]] = {
         model=dict(pattern=LayerPatternConfig(explicit=())),
         router=dict(selection_bias=False),
         balance=dict(bias_rule="none"),
+    ),
+    "bandit": dict(
+        router=dict(selection_bias=False, choice=BanditChoice(buckets=40)),
+        balance=dict(global_batch_coef=0.0, sequence_coef=0.0, z_coef=0.0, bias_rule="none"),
     ),
     "starved": dict(router=dict(num_experts=8), train=dict(batch_size=2, seq_len=2)),
 }
@@ -75,7 +79,7 @@ def outcome(name: str, config: RunConfig, corpus: PreparedCorpus, world: World) 
         found[f"{number}/counts"] = step.losses.counts_lE
         found[f"{number}/dropped"] = step.losses.dropped_l
         found |= {f"{number}/balance/{key}": value for key, value in step.losses.balance.items()}
-        if config.model.moe_layers:
+        if config.model.moe_layers and config.model.router.selection_bias:
             found[f"{number}/bias"] = biases_of(trainer.model)
     found["gradient of experts"] = torch.stack(
         [moe.experts.down_proj.grad for moe in moe_modules(trainer.model)] or [torch.zeros(1)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moeworks.config import BalanceConfig, ModelConfig, MoEConfig, RunConfig
     from moeworks.layers.moe import MoE
+    from moeworks.layers.soft_moe import SoftMoE
     from moeworks.models.decoder import Decoder
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
     from moeworks.ops.replay import Replay
@@ -25,6 +26,7 @@ __all__ = [
     "Routing",
     "RoutingTrace",
     "RunConfig",
+    "SoftMoE",
     "balance_losses",
     "load",
     "save",
@@ -42,6 +44,7 @@ _HOMES = {
     "Routing": "moeworks.ops.routing",
     "RoutingTrace": "moeworks.trace.read",
     "RunConfig": "moeworks.config",
+    "SoftMoE": "moeworks.layers.soft_moe",
     "balance_losses": "moeworks.ops.losses",
     "load": "moeworks.pretrained",
     "save": "moeworks.pretrained",

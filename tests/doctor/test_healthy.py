@@ -8,6 +8,7 @@ from moeworks import BalanceConfig
 from moeworks.config.choice import Choice
 from moeworks.config.choices import (
     AssignmentChoice,
+    BanditChoice,
     ExpertChoice,
     HashChoice,
     PolicyGradientChoice,
@@ -61,7 +62,7 @@ DECODERS = {
 
 CHOICES: tuple[Choice, ...] = (
     ExpertChoice(), SinkhornChoice(), AssignmentChoice(), TopPChoice(), ThresholdChoice(), HashChoice(),
-    RandomChoice(), RoundRobinChoice(), PolicyGradientChoice(),
+    RandomChoice(), RoundRobinChoice(), PolicyGradientChoice(), BanditChoice(),
 )  # fmt: skip
 
 OF_ARCHITECTURES = (

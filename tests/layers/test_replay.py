@@ -20,6 +20,7 @@ from moeworks import (
 )
 from moeworks.config import (
     AssignmentChoice,
+    BanditChoice,
     ExpertChoice,
     HashChoice,
     PolicyGradientChoice,
@@ -134,6 +135,7 @@ CHOICES = (
     dict(choice=ThresholdChoice(min_experts=0, threshold=0.25)),
     dict(choice=HashChoice()),
     dict(choice=PolicyGradientChoice()),
+    dict(choice=BanditChoice(buckets=64)),
 )
 
 
@@ -145,13 +147,13 @@ def test_a_models_own_routing_gives_its_own_output(options, training, weights, s
     moe = random_moe(make_config(**options), dtype=torch.float32).train(training)
     torch.manual_seed(seed)
     x, valid = torch.randn(2, 6, 8), torch.rand(2, 6) < 0.8
-    about = dict(valid=valid, token_ids=torch.randint(50, (2, 6)))
+    about = dict(valid=valid, token_ids=torch.randint(50, (2, 6)), positions=torch.arange(6).expand(2, 6))
     torch.manual_seed(seed + 1)
     y, routing = moe(x, **about)
     torch.manual_seed(seed + 1)
     again, forced = moe(x, **about, replay=Replay([routing], weights=weights))
     assert torch.equal(again, y)
-    for name in ("expert_ids_TK", "routing_weights_TK", "router_logits_TE", "kept_TK"):
+    for name in ("expert_ids_TK", "routing_weights_TK", "router_logits_TE", "kept_TK", "buckets_T"):
         got, want = getattr(forced, name), getattr(routing, name)
         assert (got is None and want is None) or torch.equal(got, want)
     assert torch.equal(forced.tokens_per_expert(), routing.tokens_per_expert())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_run import random_batch, tiny_config, tiny_trainer
 
 from moeworks.checkpoint import list_checkpoints, read_checkpoint
-from moeworks.config import AlarmConfig, RunConfig
+from moeworks.config import AlarmConfig, HashChoice, RunConfig
 from moeworks.errors import ConfigError
 from moeworks.models.decoder import moe_modules
 from moeworks.parallel.world import World
@@ -71,6 +71,16 @@ def test_loads_of_few_tokens_are_not_judged(config):
     few = [[int(ENOUGH) - 1] * E] * 2
     assert set(badness(config, figures(few))) == {"exploding_logits", "bias_runaway"}
     assert "route_collapse" in badness(config, figures([[int(ENOUGH)] * E] * 2))
+
+
+def test_a_router_that_scores_nothing_has_no_exploding_logits(config):
+    """Its logits are 0 and -10,000 for form's sake."""
+    router = replace(config.model.router, choice=HashChoice(), selection_bias=False)
+    balance = replace(config.balance, **{n: 0.0 for n in vars(config.balance) if n.endswith("_coef")})
+    model, balance = replace(config.model, router=router), replace(balance, bias_rule="none")
+    fixed = replace(config, model=model, balance=balance)
+    given = figures([EVEN] * 2, logit_size_l=torch.tensor([1e4, 1e4]))
+    assert "exploding_logits" not in badness(fixed, given)
 
 
 def test_logits_and_biases_against_their_thresholds(config):

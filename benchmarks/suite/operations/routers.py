@@ -1,14 +1,16 @@
 """What a router costs the layer in training, over plain top-k."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moeworks import BalanceConfig, MoE
+from moeworks import BalanceConfig, MoE, Routing
 from moeworks.config import (
     AssignmentChoice,
+    BanditChoice,
     ExpertChoice,
     HashChoice,
     PolicyGradientChoice,
@@ -51,6 +53,7 @@ def routers(shape: LayerShape) -> dict[str, tuple[dict[str, Any], BalanceConfig]
         "random": (dict(choice=RandomChoice()), none),
         "round robin": (dict(choice=RoundRobinChoice()), none),
         "policy gradient": (dict(choice=PolicyGradientChoice()), none),
+        "bandit": (dict(choice=BanditChoice(buckets=4096)), none),
         "dropping, batch priority": (dict(capacity_factor=1.0, drop_policy="batch_priority"), none),
         "Sinkhorn": (dict(choice=SinkhornChoice()), none),
         "linear assignment": (dict(choice=AssignmentChoice()), none),
@@ -73,13 +76,20 @@ class _Step(nn.Module):
         """y of the layer."""
         y, routing = self.moe(x, token_ids=_numbered(x))
         with torch.no_grad():
-            self.moe.router.statistics(routing, self.balance)
+            self.moe.router.statistics(_rewarded(self.moe, routing), self.balance)
         return y
 
 
 def _numbered(x: Tensor) -> Tensor:
     """A token id for each token, for the routers that go by it."""
     return torch.arange(x.shape[:-1].numel(), device=x.device).view(x.shape[:-1])
+
+
+def _rewarded(moe: MoE, routing: Routing) -> Routing:
+    """With a loss for each token, for the routers that learn from it."""
+    if not moe.router.wants_token_losses:
+        return routing
+    return replace(routing, token_losses_T=routing.routing_weights_TK[:, 0].detach())
 
 
 def _build(options: dict[str, Any], balance: BalanceConfig, shape: LayerShape, settings: Settings) -> Sampler:
@@ -96,7 +106,7 @@ def _settle(moe: MoE, balance: BalanceConfig, x_TD: Tensor) -> None:
     """Let cutoffs, thresholds and biases find their places on the data: a layer is measured in training."""
     for _ in range(30):
         _, routing = moe(x_TD, token_ids=_numbered(x_TD))
-        sums = moe.router.statistics(routing, balance)
+        sums = moe.router.statistics(_rewarded(moe, routing), balance)
         if not sums:
             return
         moe.router.update(sums, balance)

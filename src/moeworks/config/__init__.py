@@ -4,6 +4,7 @@ from moeworks.config.alarms import AlarmConfig
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.choices import (
     AssignmentChoice,
+    BanditChoice,
     ChoiceConfig,
     CustomChoice,
     ExpertChoice,
@@ -12,6 +13,7 @@ from moeworks.config.choices import (
     RandomChoice,
     RoundRobinChoice,
     SinkhornChoice,
+    SoftChoice,
     ThresholdChoice,
     TopKChoice,
     TopPChoice,
@@ -42,6 +44,7 @@ __all__ = [
     "AlarmConfig",
     "AssignmentChoice",
     "BalanceConfig",
+    "BanditChoice",
     "CapacityConfig",
     "ChoiceConfig",
     "CorpusConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "RunConfig",
     "SharedExpertsConfig",
     "SinkhornChoice",
+    "SoftChoice",
     "ThresholdChoice",
     "TopKChoice",
     "TopPChoice",

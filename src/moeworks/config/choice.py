@@ -23,6 +23,9 @@ class Choice:
     no_pools: ClassVar[str] = "it chooses among all experts"
     """Why it does not."""
 
+    sparse: ClassVar[bool] = True
+    """Whether a token has experts of its own. Without, the layer is no MoE, and not for a decoder."""
+
     def slots(self, router: "RouterConfig") -> int:
         """Slots of a token: the most experts that it can have."""
         return router.top_k

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moeworks.config.choice import Choice, check_slots
 from moeworks.config.fixed_choices import HashChoice, RandomChoice, RoundRobinChoice
-from moeworks.config.policy_choices import PolicyGradientChoice
+from moeworks.config.policy_choices import BanditChoice, PolicyGradientChoice
+from moeworks.config.soft_choice import SoftChoice
 from moeworks.errors import check
 
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ ChoiceConfig = (
     | RandomChoice
     | RoundRobinChoice
     | PolicyGradientChoice
+    | BanditChoice
+    | SoftChoice
     | CustomChoice
 )
 """Any of them."""

@@ -76,7 +76,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
         norms=model.num_layers * _layer_norms(model) + _norm(model) + sum(mixer.norms for mixer in mixers),
         dense_mlp=model.dense_blocks * _dense_mlp(model),
         router=moe_layers * _router(moe) + sum(mixer.router for mixer in mixers),
-        experts=moe_layers * _experts(moe) + sum(mixer.experts for mixer in mixers),
+        experts=moe_layers * count_experts(moe) + sum(mixer.experts for mixer in mixers),
         shared=moe_layers * _shared(moe),
         lm_head=_lm_head(model),
         active_experts=moe_layers * (_experts_per_token(moe) * expert + moe.d_model * moe.mixed_output_bias)
@@ -185,7 +185,7 @@ def _mtp_layer(model: ModelConfig) -> int:
     last = model.mtp_like
     mixer, moe = count_mixer(model.mixer(last), model.d_model), model.moe
     if last in model.moe_layers:
-        feed_forward = _router(moe) + _experts(moe) + _shared(moe)
+        feed_forward = _router(moe) + count_experts(moe) + _shared(moe)
     else:
         feed_forward = _dense_mlp(model)
     block = mixer.matrices + mixer.others + mixer.norms + mixer.router + mixer.experts + _layer_norms(model)
@@ -222,7 +222,8 @@ def _expert(moe: MoEConfig) -> int:
     return _mlp(moe.d_model, moe.d_expert, moe.activation, bias=moe.expert_linear_bias)
 
 
-def _experts(moe: MoEConfig) -> int:
+def count_experts(moe: MoEConfig) -> int:
+    """Parameters of a layer's routed experts."""
     return moe.num_experts * _expert(moe) + moe.d_model * moe.mixed_output_bias
 
 

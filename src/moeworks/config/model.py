@@ -249,6 +249,14 @@ class ModelConfig:
             f"must be 0 with router.choice = {self.router.choice.kind!r}, whose reward is the next token's"
             " loss",
         )
+        choice = self.router.choice
+        check(
+            choice.sparse,
+            "model.router.choice",
+            choice.kind,
+            f"is not for a decoder: {choice.looks_ahead(training=True)}; the layer for encoders is"
+            " moeworks.SoftMoE",
+        )
         self._check_mixers()
         layers = self.moe_layers
         check(

@@ -1,6 +1,7 @@
 """Routers without parameters: the experts of a token are a function of integers that are known beforehand."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,9 +47,15 @@ class FixedRouter(RouterModule):
     def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
         """Equal weights again. Raises ConfigError for empty slots, which it has no weights for."""
         check(not variable, "replay.routings", "empty slots", "equal weights are for equally many experts")
-        context = RoutingContext(valid_T=routing.valid_T, sequence_ids_T=routing.sequence_ids_T)
         config, like = self.config, routing.routing_weights_TK
-        return even_routing(expert_ids_TK, config.num_routes, config.routing_scale, context, like)
+        even = even_routing(expert_ids_TK, config.num_routes, config.routing_scale, RoutingContext(), like)
+        return replace(
+            routing,
+            expert_ids_TK=even.expert_ids_TK,
+            routing_weights_TK=even.routing_weights_TK,
+            router_logits_TE=even.router_logits_TE,
+            router_probs_TE=even.router_probs_TE,
+        )
 
     @abstractmethod
     def experts(self, context: RoutingContext) -> Tensor:

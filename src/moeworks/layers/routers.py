@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moeworks.config.choices import CustomChoice
 from moeworks.config.router import RouterConfig
 from moeworks.errors import ConfigError, check, nearest
+from moeworks.layers.bandit import BanditRouter
 from moeworks.layers.choices import LINEAR_CHOICES
 from moeworks.layers.fixed_routers import HashRouter, RandomRouter, RoundRobinRouter
 from moeworks.layers.policy_gradient import PolicyGradientRouter
@@ -26,6 +27,7 @@ ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
     "random": RandomRouter,
     "round_robin": RoundRobinRouter,
     "policy_gradient": PolicyGradientRouter,
+    "bandit": BanditRouter,
 }
 """Kinds of choice whose router is not the plain linear one."""
 
@@ -43,6 +45,7 @@ def register_router(name: str, build: RouterBuilder) -> None:
 def build_router(config: RouterConfig, d_model: int) -> RouterModule:
     """The router that `config` describes. Raises ConfigError for a custom one that is not registered."""
     choice = config.choice
+    check(choice.sparse, "router.choice", choice.kind, "has no router: build the layer as moeworks.SoftMoE")
     if isinstance(choice, CustomChoice):
         if choice.name not in _REGISTERED:
             known = nearest(choice.name, _REGISTERED) if _REGISTERED else "none is registered"

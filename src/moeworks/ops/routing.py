@@ -64,6 +64,8 @@ class Routing:
     pools: tuple[tuple[int, ...], ...] = ()
     """Per type the experts that its tokens may have, ascending; the logits of others are -inf and their
     probabilities 0. Nothing: all tokens may have all."""
+    buckets_T: Tensor | None = None
+    """int64, which of its bandits routed each token."""
     variable: bool = False
     """Some slots may be empty."""
     ranked: bool = False

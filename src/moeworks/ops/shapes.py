@@ -9,6 +9,7 @@
     G  key/value heads                F  hidden width of an expert; d_ff of a dense block
     P  width of one head              M  domains of a corpus
     S  keys: L and those before it    l  MoE layers                   d  devices
+    U  bandits of a router            r  rounds of a bandit's step
 
 `x_TD` is a tensor of shape [T, D]. Parameter names, config fields and file formats carry no suffixes.
 """

@@ -118,7 +118,8 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
         add("route_collapse", breadth_l, _below(alarms.breadth))
     if alarms.dead_share and dead and _enough(counts_lE[0]):
         add("dying_experts", [n / counts_lE.shape[1] for n in dead], _above(alarms.dead_share))
-    if alarms.logit_size:
+    # A router that scores nothing has logits for form's sake, which say its choice as an exact softmax.
+    if alarms.logit_size and config.model.router.choice.linear:
         add("exploding_logits", figures.logit_size_l.tolist(), _above(alarms.logit_size))
     if alarms.bias_spread and figures.bias_spread_l is not None:
         add("bias_runaway", figures.bias_spread_l.tolist(), _above(alarms.bias_spread))
