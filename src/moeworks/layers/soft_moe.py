@@ -18,6 +18,7 @@ from moeworks.ops.soft import Rows, SoftRouting, rows_of, soft_weights
 class SoftMoE(nn.Module):
     """Soft MoE (Puigcerver et al. 2023), for encoders: fully differentiable, with equal loads.
 
+    >>> from moeworks.config import SoftChoice
     >>> config = MoEConfig(d_model=8, d_expert=16, num_experts=4, choice=SoftChoice(slots_per_expert=2))
     >>> y, routing = SoftMoE(config)(torch.randn(2, 5, 8))
     >>> y.shape, routing.dispatch_TEC.shape
