@@ -92,7 +92,7 @@ def choice_margin(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
     """
     plus_TE = F.pad(logits_TE, (0, 1), value=torch.inf)
     least_T = plus_TE.gather(1, expert_ids_TK).amin(dim=1)
-    return least_T - plus_TE.scatter(1, expert_ids_TK, -torch.inf)[:, :-1].amax(dim=1)
+    return least_T - plus_TE.scatter_(1, expert_ids_TK, -torch.inf)[:, :-1].amax(dim=1)
 
 
 def _half(values: Tensor) -> np.ndarray:
