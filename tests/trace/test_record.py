@@ -77,6 +77,7 @@ def test_margin_is_that_of_the_sorted_logits(top_k, seed):
     logits = torch.randn(9, 6, generator=torch.Generator().manual_seed(seed))
     routing = route(logits, RouterConfig(num_experts=6, top_k=top_k, renormalize=top_k > 1))
     margin = choice_margin(logits, routing.expert_ids_TK)
+    assert torch.equal(choice_margin(logits, routing.expert_ids_TK, variable=False), margin)
     ordered = logits.sort(dim=1, descending=True).values
     if top_k == 6:
         assert margin.isinf().all()
