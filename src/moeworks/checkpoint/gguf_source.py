@@ -51,6 +51,7 @@ class GgufSource:
         tensor = self._tensors[name]
         try:
             values = self._dequantize(tensor.data, tensor.tensor_type)
+        # What the package raises for types that it does not know, or has no code for.
         except (ValueError, NotImplementedError, KeyError) as error:
             raise CheckpointError(f"{self.path}: {name}: cannot be dequantised: {error}") from error
         array = np.ascontiguousarray(values)

@@ -71,6 +71,12 @@ def _on_texts(
         print(f"skipped {count} files {reason}", file=sys.stderr)
     if not options.json:
         console.print(_table(domains))
+        if replay is not None:
+            console.print(
+                f"routed by {options.replay}, in contexts of {context:,} tokens;"
+                f" its own routing: eval --context {context}",
+                highlight=False,
+            )
     figures = {name: totals.record() for name, totals in domains.items()}
     record = {"context": context, "stride": stride, **total(domains).record(), "domains": figures}
     return record if options.replay is None else {"replay": str(options.replay), **record}

@@ -63,9 +63,6 @@ class OurSubject(Subject):
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         return tuple(_block(path, moe) for path, moe in self._layers(model))
 
-    def run(self, model: nn.Module, inputs: Inputs) -> Seen:
-        raise NotImplementedError
-
     def output(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return self.run(model, inputs).output
 

@@ -3,6 +3,7 @@
 A subject that cannot offer something raises Unavailable with the reason, and the check is "not applicable".
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -144,8 +145,8 @@ class Adapted:
     """Writes the adapters into the weights; the model without adapters."""
 
 
-class Subject:
-    """A model under examination. The base offers nothing; subclasses say what they can.
+class Subject(ABC):
+    """A model under examination. Subclasses say what they can; what is not abstract may stay unavailable.
 
     Methods take the working copy that `model()` made, so that no check sees what another one did.
     """
@@ -155,25 +156,25 @@ class Subject:
     """One or two words: what it is."""
     claims: Claims
 
+    @abstractmethod
     def model(self) -> nn.Module:
         """A copy in float32 and evaluation mode, to be altered at will."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, rows: int = 2, length: int = 12, seed: int = 0) -> Inputs:
         """Random inputs that the model takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """float [B, L, ...] of a forward pass in the mode that the model is in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, model: nn.Module, inputs: Inputs) -> Seen:
         """A forward pass and its routing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The MoE layers."""
-        raise NotImplementedError
 
     def fresh(self, seed: int) -> nn.Module:
         """The model as its own initialisation leaves it."""
