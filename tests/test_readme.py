@@ -48,7 +48,4 @@ def test_tree_names_what_is_there() -> None:
 
 
 def test_presets_it_names_exist() -> None:
-    assert {name for name in re.findall(r"moeworks config (\S+)", README) if name[0] != "`"} <= {
-        *PRESETS,
-        "--list`",
-    }
+    assert {name for name in re.findall(r"moeworks config (\S+)", README) if name[0] != "`"} <= {*PRESETS}

@@ -79,8 +79,9 @@ def test_json_of_an_overridden_config(printed):
     assert (data["train"]["sample_prompt"], data["train"]["steps"]) == ("é", 3)
 
 
-def test_list_names_every_preset_with_its_line(printed):
-    lines = printed("--list")
+def test_list_names_every_preset_with_its_line(capsys):
+    assert main(["list", "presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     for line, make in zip(lines, PRESETS.values(), strict=True):
         assert (make.__doc__ or "") in line

@@ -84,8 +84,11 @@ def test_names_are_no_markup(printed, tmp_path):
     assert "[bold]x[italic]" in printed(str(folder)).replace("\n", "")
 
 
-def test_the_list(printed):
-    text, records = printed("--list"), json.loads(printed("--list", "--json"))
+def test_the_list(capsys):
+    assert main(["list", "models"]) == 0
+    text = capsys.readouterr().out
+    assert main(["list", "models", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
     assert [record["name"] for record in records] == sorted(BY_PRESET)
     assert all(record["name"] in text for record in records)
     assert all(record["parameters"]["total"] > 10**8 for record in records)

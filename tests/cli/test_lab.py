@@ -11,11 +11,13 @@ from moeworks.labs.summary import read_summary, summarise, write_summary
 
 
 def test_list(capsys) -> None:
-    assert main(["lab", "list"]) == 0
+    assert main(["list", "labs"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in LABS)
-    assert main(["lab", "list", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["labs"]) == list(LABS)
+    assert main(["list", "labs", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["name"] for record in records] == list(LABS)
+    assert all(record["claim"] and record["source"] for record in records)
 
 
 def test_a_quick_lab_on_the_default_corpus(tmp_path, capsys) -> None:
@@ -48,6 +50,8 @@ def test_report(finished, capsys) -> None:
     path = finished / "labs" / "shared" / "report.html"
     assert capsys.readouterr().out == f"{path}\n"
     assert path.is_file()
+    assert main(["lab", "report", "shared", "--labs", str(finished / "labs"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pages": [str(path)]}
 
 
 def test_docs_of_all_that_there_is(finished, capsys) -> None:

@@ -135,8 +135,12 @@ def test_training_takes_what_holds_the_state(record):
 # Devices.
 
 
-def test_the_list_of_devices_has_sources(printed, monkeypatch):
+def test_the_list_of_devices_has_sources(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    text = printed("--list-gpus")
+    assert main(["list", "gpus"]) == 0
+    text = capsys.readouterr().out
     for device in DEVICES.values():
         assert device.name in text and device.source in text
+    assert main(["list", "gpus", "h2", "--json"]) == 0
+    (h200,) = json.loads(capsys.readouterr().out)
+    assert (h200["name"], h200["memory"]) == ("h200", 141 * 10**9)

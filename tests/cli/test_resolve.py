@@ -74,8 +74,8 @@ def test_a_path_that_exists_comes_before_a_preset(tmp_path, monkeypatch, mixtral
     [
         ("mixtral-8x7", r"'mixtral-8x7': no such preset, file or folder; did you mean 'mixtral-8x7b'"),
         ("deepseek-ai/DeepSeek-V3", r"no such file or folder; did you mean 'deepseek-v3'"),
-        ("runs/gone", r"'runs/gone': no such file or folder; `moeworks info --list` names the presets"),
-        ("zzz", r"'zzz': no such preset, file or folder; `moeworks info --list` names the presets"),
+        ("runs/gone", r"'runs/gone': no such file or folder; `moeworks list models` names them"),
+        ("zzz", r"'zzz': no such preset, file or folder; `moeworks list models` names them"),
         ("", r"'': no such preset, file or folder"),
         ("x" * 5000, r"'x{200}': (cannot be read|no such preset)"),
         ("a\0b", r"no such preset, file or folder"),

@@ -51,18 +51,19 @@ def test_placement(path, capsys):
     assert list(rows) == ["in order", "EPLB", "EPLB, refined"]
     assert [row["slots"] for row in rows.values()] == [8, 12, 12]
     for row in rows.values():
-        assert 1 <= row["max/mean"] <= row["worst layer"] <= row["worst batch"]
+        assert 1 <= row["max_over_mean"] <= row["worst_layer"] <= row["worst_batch"]
 
 
-def test_comm(path, capsys):
+def test_communication(path, capsys):
     (result,) = simulated(
-        capsys, "comm", str(path), "--devices", "4", "--max-devices", "1", "--d-model", "10"
+        capsys, "communication", str(path), "--devices", "4", "--max-devices", "1", "--d-model", "10"
     )
     free, limited = result["rows"]
     expected = communication(RoutingTrace.open(path), 4)
     assert free["devices"] == pytest.approx(expected.devices.mean())
     assert free["kB_per_token_and_layer"] == pytest.approx(expected.devices.mean() * 0.75 * 30 / 1e3)
     assert (limited["devices"], limited["limit"]) == (1, 1)
+    assert free["limit"] is None
     assert limited["lost_weight"] > 0
 
 
@@ -78,7 +79,7 @@ def test_speculation(path, capsys):
 
 
 def test_max_tokens(path, capsys):
-    (result,) = simulated(capsys, "comm", str(path), "--devices", "4", "--max-tokens", "20")
+    (result,) = simulated(capsys, "communication", str(path), "--devices", "4", "--max-tokens", "20")
     trace = RoutingTrace.open(path)
     expected = communication(trace.where(np.arange(300) < 20), 4).devices
     assert result["rows"][0]["by_layer"] == pytest.approx(expected.tolist())
@@ -89,7 +90,7 @@ def test_max_tokens(path, capsys):
     [
         ["cache"],
         ["placement", "--devices", "2", "--batch-tokens", "9"],
-        ["comm", "--devices", "2"],
+        ["communication", "--devices", "2"],
         ["speculation"],
     ],
 )
@@ -114,7 +115,7 @@ def test_tables_for_people(path, capsys, argv):
         ),
         (["placement", "{path}", "--devices", "4", "--learn", "1"], "learn = 1.0: must lie between"),
         (["placement", "{path}", "--devices", "4"], "batch_tokens = 1024: must lie between 1 and 150"),
-        (["comm", "{path}", "--devices", "0"], "num_devices = 0"),
+        (["communication", "{path}", "--devices", "0"], "num_devices = 0"),
         (["speculation", "{path}", "--acceptance", "2"], "acceptance = 2.0: must lie in [0, 1]"),
         (["cache", "{path}.gone"], "cannot be read as a trace: "),
     ],
@@ -128,5 +129,5 @@ def test_verbs_of_the_verb(capsys):
     with pytest.raises(SystemExit):
         main(["simulate", "--help"])
     out = capsys.readouterr().out
-    for name in ("cache", "placement", "comm", "speculation"):
+    for name in ("cache", "placement", "communication", "speculation"):
         assert name in out

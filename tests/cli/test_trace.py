@@ -59,10 +59,10 @@ def test_every_token_of_every_document(finished, texts, path, capsys):
 
 
 def test_identity_and_fields(finished, texts, path, capsys):
-    options = ["--fields", "weights", "logits", "--max-tokens", "300", "--batch-size", "2", "--seq-len", "20"]
+    options = ["--fields", "weights", "logits", "--max-tokens", "300", "--batch-size", "2", "--context", "20"]
     summary = traced(capsys, str(finished), "--data", str(texts), "-o", str(path), *options)
     header = RoutingTrace.open(path).header
-    assert 300 <= summary["tokens"] < 300 + 2 * 20
+    assert summary["tokens"] == 300
     assert (header.num_experts, header.top_k, header.layers, header.step) == (4, 2, (0, 1), 12)
     assert header.fields == ("weights", "logits")
     assert header.model == str(finished)
@@ -87,7 +87,7 @@ def test_words_for_people(finished, texts, path, capsys):
         (["--data", "gone"], "gone: no such file or folder"),
         (["--data", "{texts}", "--batch-size", "0"], "batch_size = 0: must be at least 1"),
         (["--data", "{texts}", "--max-tokens", "0"], "max_tokens = 0"),
-        (["--data", "{texts}", "--seq-len", "129"], "seq_len = 129: exceeds model.max_seq_len = 128"),
+        (["--data", "{texts}", "--context", "129"], "context = 129: exceeds model.max_seq_len = 128"),
         (["--data", "{texts}", "-o", "{tmp}/gone/t.parquet"], "gone/t.parquet: cannot be written"),
     ],
 )

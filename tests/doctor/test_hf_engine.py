@@ -106,7 +106,7 @@ def test_refusals(unknown, texts, tmp_path, capsys, monkeypatch):
     common = ["--data", str(texts), "-o", str(tmp_path / "t.parquet")]
     assert "unknown family" in refused(capsys, str(unknown), *common, "--engine", "moeworks")
     assert "is no published checkpoint" in refused(capsys, str(tmp_path), *common, "--engine", "transformers")
-    assert "exceeds model.max_seq_len = 64" in refused(capsys, str(unknown), *common, "--seq-len", "65")
+    assert "exceeds model.max_seq_len = 64" in refused(capsys, str(unknown), *common, "--context", "65")
     assert "--engine has no effect with --dump" in refused(
         capsys, "x", "--dump", "sglang", "--engine", "moeworks"
     )

@@ -79,10 +79,11 @@ def parse(options_cls: type[Options], argv: list[str], prog: str) -> Parsed[Opti
 def _command(options_cls: type[Options], base: RunConfig) -> type:
     """A dataclass of the options and the run, in which neither's name is part of the fields' names."""
     unnamed = tyro.conf.arg(name="")
+    own: Any = Annotated[options_cls, unnamed, tyro.conf.FlagCreatePairsOff]
     return make_dataclass(
         "Command",
         [
-            ("options", Annotated[options_cls, unnamed], field(default=options_cls())),
+            ("options", own, field(default=options_cls())),
             ("config", Annotated[RunConfig, unnamed], field(default=base)),
         ],
         frozen=True,

@@ -1,14 +1,13 @@
 """`moeworks config`: every field of a run's config with its value and meaning, and what it counts to."""
 
-import json
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from moeworks.cli.arguments import Parsed
 from moeworks.cli.arguments import parse as parse_run
+from moeworks.cli.output import console, facts, notes, print_json
 from moeworks.config.codec import to_dict
 from moeworks.config.count import count_flops, count_kv_bytes, count_parameters
 from moeworks.config.explain import explain
@@ -16,7 +15,6 @@ from moeworks.config.presets import PRESETS
 from moeworks.config.run import RunConfig
 
 FLOAT32_BYTES = 4
-PIPED_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,6 @@ class ConfigOptions:
 
     json: bool = False
     """Print the config as JSON and nothing else."""
-    list: bool = False
-    """Print the names of the presets and what they are for."""
 
 
 def parse(argv: list[str]) -> Parsed[ConfigOptions]:
@@ -35,21 +31,21 @@ def parse(argv: list[str]) -> Parsed[ConfigOptions]:
 
 
 def run(parsed: Parsed[ConfigOptions]) -> None:
-    """Print it."""
-    if parsed.options.list:
-        _print_presets()
-    elif parsed.options.json:
-        print(json.dumps(to_dict(parsed.config), indent=2, ensure_ascii=False))
+    """Print the config."""
+    if parsed.options.json:
+        print_json(to_dict(parsed.config))
     else:
         _print_fields(parsed.config)
         _print_counts(parsed.config)
 
 
-def _print_presets() -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, make in PRESETS.items():
-        table.add_row(Text(name, style="bold"), Text(make.__doc__ or ""))
-    Console().print(table)
+def print_list(matching: str, *, as_json: bool) -> None:
+    """Print the presets of runs whose names contain `matching`, and what they are for."""
+    rows = [(name, make.__doc__ or "") for name, make in PRESETS.items() if matching in name]
+    if as_json:
+        print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
+    else:
+        console().print(notes(rows, style=""))
 
 
 def _print_fields(config: RunConfig) -> None:
@@ -61,10 +57,7 @@ def _print_fields(config: RunConfig) -> None:
             table.add_row()
         meaning = Text(row.doc).append(f" ({row.type})", style="dim")
         table.add_row(Text(row.path, style="cyan"), Text(_value_text(row.value), style="bold"), meaning)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)
-    console.print(table)
+    console().print(table)
 
 
 def _value_text(value: object) -> str:
@@ -77,17 +70,14 @@ def _value_text(value: object) -> str:
 def _print_counts(config: RunConfig) -> None:
     model, seq_len = config.model, config.train.seq_len
     parameters = count_parameters(model)
-    table = Table.grid(padding=(0, 2))
-    table.add_row("parameters", f"{parameters.total:,}", "all")
-    table.add_row("", f"{parameters.active:,}", "active per token, embedding included")
-    table.add_row(
-        "", f"{parameters.active_non_embedding:,}", "active per token, without embedding and lm_head"
-    )
-    table.add_row("FLOPs per token", f"{count_flops(model, seq_len, training=False):,}", "forward")
-    table.add_row("", f"{count_flops(model, seq_len, training=True):,}", "forward and backward")
-    table.add_row(
-        "key/value cache", f"{count_kv_bytes(model, FLOAT32_BYTES):,}", "bytes per token in float32"
-    )
-    console = Console()
-    console.print()
-    console.print(table)
+    rows = [
+        ("parameters", f"{parameters.total:,}", "all"),
+        ("", f"{parameters.active:,}", "active per token, embedding included"),
+        ("", f"{parameters.active_non_embedding:,}", "active per token, without embedding and lm_head"),
+        ("FLOPs per token", f"{count_flops(model, seq_len, training=False):,}", "forward"),
+        ("", f"{count_flops(model, seq_len, training=True):,}", "forward and backward"),
+        ("key/value cache", f"{count_kv_bytes(model, FLOAT32_BYTES):,}", "bytes per token in float32"),
+    ]
+    screen = console()
+    screen.print()
+    screen.print(facts("", rows))

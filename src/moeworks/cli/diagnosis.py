@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from moeworks.cli.doctor import DoctorOptions
-from moeworks.cli.output import as_record, console, grid, notes, print_json
+from moeworks.cli.output import console, grid, notes, print_json, progress_bar, text_column
 from moeworks.cli.resolve import resolve
 from moeworks.doctor.catalogue import INVARIANTS
 from moeworks.doctor.find import TRANSFORMERS, subject_of_config, subject_of_path, subject_of_spec
@@ -20,6 +19,7 @@ from moeworks.doctor.subject import Subject
 from moeworks.doctor.verdict import Diagnosis, Finding, Invariant, examine, select
 from moeworks.errors import require
 from moeworks.files import write_atomically
+from moeworks.records import as_record
 
 FAILED = 1
 _STYLES = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
@@ -28,16 +28,19 @@ _STYLES = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
 def run(options: DoctorOptions) -> int:
     """Print the findings; 0 if every check that applies holds, 1 if one does not."""
     checks = select(INVARIANTS, options.only)
-    if options.list:
-        _print_list(checks, as_json=options.json)
-        return 0
     _quieten()
     if options.all_transformers:
         return _all_transformers(options, checks)
     assert options.model is not None
     subject = _subject(options.model)
-    print(f"{subject.name}: {subject.kind}, {len(checks)} checks", file=sys.stderr)
-    diagnosis = examine(subject, checks, _progress)
+    console(stderr=True).print(f"{subject.name}: {subject.kind}, {len(checks)} checks")
+    with progress_bar(text_column("{task.description}")) as bar:
+        task = bar.add_task("")
+
+        def tell(finding: Finding) -> None:
+            bar.update(task, description=f"{finding.check}: {finding.verdict}")
+
+        diagnosis = examine(subject, checks, tell)
     if options.json:
         print_json(as_record(diagnosis))
     else:
@@ -63,7 +66,7 @@ def _all_transformers(options: DoctorOptions, checks: Sequence[Invariant]) -> in
 
     def progress(row: Any, seconds: float) -> None:
         failed = row.reason[:100] if row.diagnosis is None else f"{len(row.diagnosis.failed)} checks fail"
-        print(f"{row.family}: {failed} ({seconds:.0f} s)", file=sys.stderr)
+        console(stderr=True).print(f"{row.family}: {failed} ({seconds:.0f} s)")
 
     rows = conformance.examine_transformers(checks, progress)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,14 +84,7 @@ def _quieten() -> None:
     logging.disable(logging.WARNING)
 
 
-def _progress(finding: Finding) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{finding.check}: {finding.verdict}", end="", file=sys.stderr, flush=True)
-
-
 def _print(diagnosis: Diagnosis) -> None:
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
     out = console()
     rows = []
     for finding in diagnosis.findings:
@@ -107,11 +103,13 @@ def _print(diagnosis: Diagnosis) -> None:
         out.print(notes([(f.check, known[f.check].explanation) for f in diagnosis.failed]))
 
 
-def _print_list(checks: Sequence[Invariant], *, as_json: bool) -> None:
+def print_list(matching: str, *, as_json: bool) -> None:
+    """Print the checks whose names contain `matching`, and the known bugs that each guards against."""
+    checks = [check for check in INVARIANTS if matching in check.name]
     if as_json:
         print_json([
             {
-                "check": c.name, "title": c.title, "explanation": c.explanation,
+                "name": c.name, "title": c.title, "explanation": c.explanation,
                 "pitfalls": {str(n): PITFALLS[n] for n in c.pitfalls},
             }
             for c in checks

@@ -2,8 +2,8 @@
 
 --json prints one object: `subject`, `kind`, and `findings`, a list of objects with `check`, `title`,
 `verdict` ("pass", "fail", "not applicable"), `message` and `pitfalls`; with --all-transformers a list of
-objects with `family`, `model`, `reason` and `diagnosis`, such an object or null; with --list a list of the
-checks. The exit code is 0 when every check that applies holds, 1 when one does not, 2 for bad input.
+objects with `family`, `model`, `reason` and `diagnosis`, such an object or null. The exit code is 0 when
+every check that applies holds, 1 when one does not, 2 for bad input.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from moeworks.cli.options import parse_options, refuse_idle
 from moeworks.errors import ConfigError
 
 
@@ -24,9 +25,7 @@ class DoctorOptions:
     built; transformers:ClassName, likewise; or module:attribute, any Python object: a MoE, Decoder or
     config, a transformers model or class, or a function that returns one."""
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="CHECK")] = ()
-    """Run this check alone; may be given several times."""
-    list: bool = False
-    """List the checks, with explanations and the known bugs that each guards against."""
+    """Run this check alone (moeworks list checks); may be given several times."""
     all_transformers: bool = False
     """Examine every MoE family of the installed transformers, and write the table."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("docs/conformance.md")
@@ -36,11 +35,10 @@ class DoctorOptions:
 
 
 def parse(argv: list[str]) -> DoctorOptions:
-    """The options that `argv` spells. Raises ConfigError when they name nothing to do, or two things."""
-    options = tyro.cli(DoctorOptions, prog="moeworks doctor", args=argv)
-    asked = [options.model is not None, options.list, options.all_transformers]
-    if sum(asked) != 1:
-        raise ConfigError("doctor: name a model, or give --list or --all-transformers (one of the three)")
-    if options.out != DoctorOptions.out and not options.all_transformers:
-        raise ConfigError("--out has no effect without --all-transformers")
+    """The options that `argv` spells. Raises ConfigError when they name nothing to examine, or two things."""
+    options = parse_options(DoctorOptions, argv, "moeworks doctor")
+    if (options.model is None) != options.all_transformers:
+        raise ConfigError("doctor: name a model, or give --all-transformers; one of the two")
+    if not options.all_transformers:
+        refuse_idle(options, ("out",), "without --all-transformers")
     return options

@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from moeworks.cli.options import Dtype, parse_options, refuse_idle
+from moeworks.cli.streams import note
 from moeworks.errors import check
 
 
@@ -22,41 +24,55 @@ class EvalOptions:
     domain_field: str | None = None
     """Field with the domain; without it the folder or the file names it."""
     domain: str | None = None
-    """For models with pools of experts: all texts have those of this domain; None: of their own."""
+    """For models with pools of experts: the domain whose experts all texts take; None: that of each text."""
     replay: Path | None = None
-    """A trace (moeworks trace) of the same texts, by another model or an earlier checkpoint: every token has
-    the experts that it has there, weighted by this model's routers."""
+    """A trace (moeworks trace) of the same texts, by another model or an earlier checkpoint: every token
+    takes its experts from the trace, weighted by this model's routers."""
     context: int | None = None
-    """Tokens that the model reads at once; None: 2048, or all that the model can read if that is less; with
-    --replay the longest sequence of the trace."""
+    """Tokens that the model reads at once. None is 2048, or the most that the model can read if that is less;
+    with --replay it is the longest sequence of the trace."""
     stride: int | None = None
-    """Tokens between two windows of a long document; None: the context, so that windows do not overlap."""
+    """Tokens between the starts of two windows of a long document. None is the context: windows do not
+    overlap."""
+    max_tokens: int | None = None
+    """Stop after the document in which this many tokens are reached; None reads all."""
     max_bytes: int | None = None
-    """Take documents up to about so many bytes of each domain."""
+    """Former limit: documents up to about this many bytes of each domain. Use --max-tokens."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-eval (pip install 'moeworks[lm-eval]'), e.g. hellaswag arc_easy."""
     num_fewshot: int | None = None
     """With --tasks: examples before each question."""
     limit: int | None = None
-    """With --tasks: questions of each task at most."""
+    """With --tasks: most questions of each task."""
     json: bool = False
     """Print one JSON object instead of tables."""
     batch_tokens: int = 8192
-    """About so many tokens are read together."""
+    """Tokens that are read together, about."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights; None keeps the checkpoint's."""
+    dtype: Dtype | None = None
+    """Type of the weights; None keeps the checkpoint's."""
+
+
+_OF_TEXTS = (
+    "text_field", "domain_field", "replay", "context", "stride", "max_tokens", "max_bytes",
+)  # fmt: skip
+_OF_TASKS = ("num_fewshot", "limit")
 
 
 def parse(argv: list[str]) -> EvalOptions:
-    """The options that `argv` spells."""
-    options = tyro.cli(EvalOptions, prog="moeworks eval", args=argv)
+    """The options that `argv` spells. Raises ConfigError for values that break a rule or do nothing."""
+    options = parse_options(EvalOptions, argv, "moeworks eval")
     check(bool(options.data or options.tasks), "data", options.data, "name texts, or tasks with --tasks")
-    for name in ("context", "stride", "max_bytes", "limit", "batch_tokens"):
+    if not options.data:
+        refuse_idle(options, _OF_TEXTS, "without --data")
+    if not options.tasks:
+        refuse_idle(options, _OF_TASKS, "without --tasks")
+    for name in ("context", "stride", "max_tokens", "max_bytes", "limit", "batch_tokens"):
         value = getattr(options, name)
         check(value is None or value >= 1, name, value, "must be at least 1")
-    check(options.replay is None or bool(options.data), "replay", str(options.replay), "goes with --data")
     shots = options.num_fewshot
     check(shots is None or shots >= 0, "num_fewshot", shots, "must not be negative")
+    if options.max_bytes is not None:
+        note("--max-bytes goes in the next release; --max-tokens limits the text of all domains together")
     return options

@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from moeworks.cli.options import Dtype, option_name, parse_options, refuse_idle
 from moeworks.config.generate import GenerationConfig, SamplingConfig
-from moeworks.errors import check
+from moeworks.errors import ConfigError, check
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The fields of SamplingConfig; None is what the model's generation_config.json says, or the default."""
+    """How tokens are drawn; None is the value of the model's generation_config.json, or the default."""
 
     temperature: float | None = None
-    """Logits are divided by it; 0 takes the most probable token. By default 0.8."""
+    """Divisor of the logits; 0 takes the most probable token. The default is 0.8."""
     top_p: float | None = None
     """Draw from the fewest most probable tokens whose probabilities sum to at least this."""
     top_k: int | None = None
@@ -23,9 +24,9 @@ class SamplingOptions:
     min_p: float | None = None
     """Draw from tokens at least this many times as probable as the most probable one."""
     repetition_penalty: float | None = None
-    """Hold back tokens that prompt or text contain; 1 does nothing."""
+    """Factor against tokens that the prompt or the text contains already; 1 does nothing."""
 
-    def given(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """The fields that are set."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
@@ -37,62 +38,89 @@ class GenerateOptions:
     model: tyro.conf.Positional[Path]
     """A run's folder or one of its checkpoints, a published checkpoint's folder, or a .gguf file."""
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    """The text to continue; several are continued as one batch, and what all begin with is read once."""
+    """Texts to continue; several are continued as one batch, and a start that all of them share is read
+    once."""
     max_new_tokens: int = 100
-    """Tokens to write at most."""
+    """Most tokens to write."""
     seed: int = 0
-    """Seed of the draws; the second text has the next one, and so on."""
+    """Random seed of the first text; the second text has the next seed, and so on."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """The text ends before the first of these (may be given several times)."""
+    """String before which the text ends (may be given several times)."""
     stream: bool = True
-    """Show the text as it comes, not at its end."""
+    """Show the text while it is written, not at its end."""
     json: bool = False
-    """Print one JSON object instead."""
+    """Print one JSON object and nothing else."""
     domain: str | None = None
-    """For models with pools of experts: write with those of this domain."""
+    """For models with pools of experts: the domain whose experts write."""
     chat: bool = False
-    """The prompt is a message, put to the model by its chat template; only the answer is shown."""
+    """Put the prompt to the model as a message, by its chat template, and show the answer alone."""
     system: str | None = None
     """With --chat: the system message."""
     speculative: bool = False
-    """Draft with the model's multi-token prediction layers: the same greedy text, sooner. Several texts come
-    one after the other."""
+    """Draft with the model's multi-token prediction layers: the same greedy text, sooner. Several texts are
+    written one after the other."""
     draft_tokens: int | None = None
-    """With --speculative: drafts that are checked at a time; by default as many as there are such layers."""
+    """With --speculative: drafts that are checked at a time; None is as many as there are such layers."""
     prefill_chunk: int = 2048
-    """Prompts are read in pieces of so many tokens."""
+    """Tokens of a prompt that are read at a time."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights; None keeps the checkpoint's."""
+    dtype: Dtype | None = None
+    """Type of the weights; None keeps the checkpoint's."""
     sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(default_factory=SamplingOptions)
 
     def generation(self, advice: dict[str, Any]) -> GenerationConfig:
-        """What these options and, where they say nothing, `advice` ask for."""
-        given = self.sampling.given()
+        """The settings that these options and, where they say nothing, `advice` ask for.
+
+        Raises ConfigError for an option that chooses among tokens when the text is greedy.
+        """
+        chosen = self.sampling.values()
         if self.speculative:
             advice = {"temperature": 0.0}
-        elif given.get("temperature") and advice.get("temperature") == 0:
+        elif chosen.get("temperature") and advice.get("temperature") == 0:
             advice = {}
+        sampling = SamplingConfig(**{**advice, **chosen})
+        if sampling.temperature == 0:
+            self._refuse_choosing(chosen)
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
-            sampling=SamplingConfig(**{**advice, **given}),
+            sampling=sampling,
             prefill_chunk=self.prefill_chunk,
         )
 
+    def _refuse_choosing(self, chosen: dict[str, Any]) -> None:
+        if self.speculative:
+            why = "with --speculative, which is greedy"
+        elif "temperature" in chosen:
+            why = "with --temperature 0, which is greedy"
+        else:
+            why = "here: the model's generation_config.json asks for greedy text; give a --temperature"
+        refuse_idle(self, ("seed",), why)
+        for name in ("top_p", "top_k", "min_p"):
+            if name in chosen:
+                raise ConfigError(f"{option_name(name)} has no effect {why}")
+
 
 def parse(argv: list[str]) -> GenerateOptions:
-    """The options that `argv` spells."""
-    options = tyro.cli(GenerateOptions, prog="moeworks generate", args=argv)
+    """The options that `argv` spells. Raises ConfigError for values that break a rule or do nothing."""
+    options = parse_options(GenerateOptions, argv, "moeworks generate")
     check(len(options.prompts) > 0, "prompts", options.prompts, "there is no text to continue")
-    sampling = options.generation({}).sampling
-    check(options.chat or options.system is None, "system", options.system, "goes with --chat")
     if options.speculative:
-        check(sampling.temperature == 0, "temperature", sampling.temperature, "--speculative is greedy: 0")
-        penalty = sampling.repetition_penalty
+        chosen = options.sampling.values()
+        temperature = chosen.get("temperature", 0)
+        check(temperature == 0, "temperature", temperature, "--speculative is greedy: 0")
+        penalty = chosen.get("repetition_penalty", 1)
         check(penalty == 1, "repetition_penalty", penalty, "--speculative takes none")
+    else:
+        refuse_idle(options, ("draft_tokens",), "without --speculative")
+    options.generation({})  # for its errors
+    if not options.chat:
+        refuse_idle(options, ("system",), "without --chat")
+    if options.json:
+        refuse_idle(options, ("stream",), "with --json")
+    if len(options.prompts) > 1:
+        refuse_idle(options, ("stream",), "with several prompts, whose texts are shown at their end")
     drafts = options.draft_tokens
-    check(options.speculative or drafts is None, "draft_tokens", drafts, "goes with --speculative")
     check(drafts is None or drafts >= 1, "draft_tokens", drafts, "must be at least 1")
     return options

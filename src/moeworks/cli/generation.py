@@ -1,12 +1,12 @@
 """What `moeworks generate` does."""
 
-import json
-import sys
 import time
 from typing import Any
 
 from moeworks.cli.generate import GenerateOptions
 from moeworks.cli.models import load_model
+from moeworks.cli.output import print_json, write_text
+from moeworks.cli.streams import note
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.errors import check
 from moeworks.generate.complete import Completion, complete, stream
@@ -26,9 +26,9 @@ def run(options: GenerateOptions) -> int:
     acceptance = Acceptance() if options.speculative else None
     prefix = PrefixCache(model) if not options.speculative and worth_sharing(prompts) else None
     if len(prompts) == 1:
-        completions = [_one(model, tokenizer, options, prompts[0], acceptance)]
+        completions = [_continue_one(model, tokenizer, options, prompts[0], acceptance)]
     elif acceptance is not None:
-        completions = [_ahead(model, tokenizer, options, ids, acceptance) for ids in prompts]
+        completions = [_speculate(model, tokenizer, options, ids, acceptance) for ids in prompts]
     else:
         config = options.generation(dict(tokenizer.sampling))
         seeds = range(options.seed, options.seed + len(prompts))
@@ -37,11 +37,11 @@ def run(options: GenerateOptions) -> int:
     if options.json:
         record = _record(options, completions, seconds, acceptance)
         record["prompt_tokens_saved"] = 0 if prefix is None else prefix.saved_tokens
-        print(json.dumps(record, ensure_ascii=False, indent=2))
+        print_json(record)
     elif len(prompts) > 1:
         _print_all(options, completions)
     if acceptance is not None and not options.json:
-        print(_told(acceptance), file=sys.stderr)
+        note(_acceptance_words(acceptance))
     return 0
 
 
@@ -52,7 +52,7 @@ def _prompt_ids(tokenizer: ModelTokenizer, options: GenerateOptions, text: str) 
     return tokenizer.encode_chat([*system, {"role": "user", "content": text}])
 
 
-def _one(
+def _continue_one(
     model: Decoder,
     tokenizer: ModelTokenizer,
     options: GenerateOptions,
@@ -71,14 +71,13 @@ def _one(
     else:
         shown = "" if options.chat else options.prompts[0]
         for piece in pieces if options.stream else ["".join(pieces)]:
-            sys.stdout.write(shown + piece)
-            sys.stdout.flush()
+            write_text(shown + piece)
             shown = ""
-        sys.stdout.write("\n")
+        write_text("\n")
     return found[0]
 
 
-def _ahead(
+def _speculate(
     model: Decoder,
     tokenizer: ModelTokenizer,
     options: GenerateOptions,
@@ -98,17 +97,17 @@ def _ahead(
 
 def _print_all(options: GenerateOptions, completions: list[Completion]) -> None:
     for number, (prompt, completion) in enumerate(zip(options.prompts, completions, strict=True), 1):
-        print(f"--- {number} of {len(completions)}")
-        print(("" if options.chat else prompt) + completion.text)
+        write_text(f"--- {number} of {len(completions)}\n")
+        write_text(("" if options.chat else prompt) + completion.text + "\n")
 
 
-def _told(acceptance: Acceptance) -> str:
+def _acceptance_words(acceptance: Acceptance) -> str:
     counts = f"{acceptance.accepted} of {acceptance.drafted}"
-    told = f"drafts accepted: {counts} ({acceptance.rate:.1%})"
+    words = f"drafts accepted: {counts} ({acceptance.rate:.1%})"
     places = list(zip(acceptance.accepted_at, acceptance.drafted_at, strict=True))
     if len(places) > 1:
-        told += "; by place: " + ", ".join(f"{taken / drafted:.1%}" for taken, drafted in places)
-    return told
+        words += "; by place: " + ", ".join(f"{taken / drafted:.1%}" for taken, drafted in places)
+    return words
 
 
 def _record(

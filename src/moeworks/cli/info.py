@@ -3,7 +3,7 @@
 --json prints one object: `name`, `family`, `stored`; `layers` and `routing` (null for a dense model) as in
 model_words.shape_record; and the fields of moeworks.plan.ModelFigures, among them `parameters.total`,
 `parameters.active`, `parameters.active_without_embedding` and `kv_bytes_per_token`, all plain numbers.
-With --list it is a list of such objects' `name`, `family` and `parameters`.
+`moeworks list models --json` is a list of such objects' `name`, `family` and `parameters`.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from rich.text import Text
 
 from moeworks.cli.amounts import bytes_text, count_text, flops_text
 from moeworks.cli.model_words import shape_record, shape_rows
-from moeworks.cli.output import as_record, console, facts, grid, notes, print_json
+from moeworks.cli.options import parse_options
+from moeworks.cli.output import console, facts, grid, notes, print_json
 from moeworks.cli.resolve import Described, resolve
 from moeworks.errors import ConfigError
 from moeworks.families import BY_PRESET
 from moeworks.plan.figures import FlopsFigures, ModelFigures, model_figures
 from moeworks.plan.formats import FORMATS
+from moeworks.records import as_record
 
 DEFAULT_CONTEXT = 8192
 
@@ -31,28 +33,25 @@ class InfoOptions:
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PATH_OR_PRESET")] = None
     """A folder with a config.json, a run's folder, a config.json, or the name of a preset."""
     context: int | None = None
-    """Tokens of a sequence, for FLOPs and the cache; the default is 8192, or what the model takes."""
+    """Tokens of a sequence, for FLOPs and the cache. None is 8192, or the most that the model takes if that
+    is less."""
     kv_dtype: str = "bf16"
     """Type of the cache: fp32, bf16 or fp8."""
     json: bool = False
     """Print one JSON object and nothing else."""
-    list: bool = False
-    """List the presets of published models."""
 
 
 def parse(argv: list[str]) -> InfoOptions:
     """The options that `argv` spells. Raises ConfigError when it names no model."""
-    options = tyro.cli(InfoOptions, prog="moeworks info", args=argv)
-    if options.model is None and not options.list:
-        raise ConfigError("model: missing; name a folder, a config.json or a preset (moeworks info --list)")
+    options = parse_options(InfoOptions, argv, "moeworks info")
+    if options.model is None:
+        raise ConfigError("model: missing; name a folder, a config.json or a preset (moeworks list models)")
     return options
 
 
 def run(options: InfoOptions) -> None:
-    """Print it."""
-    if options.list or options.model is None:
-        _print_list(as_json=options.json)
-        return
+    """Print what the config says."""
+    assert options.model is not None
     described = resolve(options.model)
     context = default_context(described, options.context)
     figures = model_figures(described.model, context, options.kv_dtype)
@@ -140,8 +139,9 @@ def _cache_rows(figures: ModelFigures) -> list[tuple[str, str, str]]:
     return [*rows, ("sequence", bytes_text(size), about)]
 
 
-def _print_list(*, as_json: bool) -> None:
-    presets = [resolve(name) for name in sorted(BY_PRESET)]
+def print_list(matching: str, *, as_json: bool) -> None:
+    """Print the published models whose names contain `matching`."""
+    presets = [resolve(name) for name in sorted(BY_PRESET) if matching in name]
     figures = [model_figures(entry.model, 1) for entry in presets]
     if as_json:
         print_json([

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from moeworks.errors import ConfigError, check
+from moeworks.cli.options import parse_options, refuse_idle
+from moeworks.errors import check
 
 Format = Literal["html", "md", "json", "png"]
 _FORMATS: tuple[Format, ...] = get_args(Format)
@@ -35,6 +36,8 @@ class InspectOptions:
     """Take only the first tokens; None takes all."""
     min_count: int = 10
     """How often a token must occur to stand out for an expert."""
+    json: bool = False
+    """Print one JSON object that says where the report is, instead of words."""
 
     @property
     def kind(self) -> Format:
@@ -49,16 +52,11 @@ _OF_TRACES = ("compare", "model", "tokenizer", "max_tokens", "min_count")
 
 def parse(argv: list[str]) -> InspectOptions:
     """The options that `argv` spells. Raises ConfigError for values that break a rule or do nothing."""
-    options = tyro.cli(InspectOptions, prog="moeworks inspect", args=argv)
+    options = parse_options(InspectOptions, argv, "moeworks inspect")
     limit = options.max_tokens
     check(limit is None or limit >= 2, "max_tokens", limit, "must be at least 2, or None")
     check(options.min_count >= 1, "min_count", options.min_count, "must be at least 1")
     if options.source.is_dir():
-        default = InspectOptions(options.source)
-        for name in _OF_TRACES:
-            if getattr(options, name) != getattr(default, name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} has no effect on a run's folder: it is for traces; make one"
-                    f" with moeworks trace {options.source}"
-                )
+        why = f"on a run's folder: it is for traces; make one with moeworks trace {options.source}"
+        refuse_idle(options, _OF_TRACES, why)
     return options

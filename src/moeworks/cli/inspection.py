@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TimeElapsedColumn
 
 from moeworks.analyse.inspection import STEPS, inspect_trace
 from moeworks.analyse.similarity import expert_similarity
 from moeworks.cli.inspect import InspectOptions
+from moeworks.cli.output import console, print_json, progress_bar, text_column
 from moeworks.cli.trace_tokenizer import find_pieces
 from moeworks.errors import check
 from moeworks.files import write_atomically
@@ -30,7 +30,11 @@ def run(options: InspectOptions) -> int:
         out = options.out or options.source.with_suffix(f".{kind}")
         check(out != options.source, "out", str(out), "is the trace itself")
         write_atomically(out, trace_report(_subject(options), kind))
-    Console(soft_wrap=True, highlight=False).print(f"{out}: {out.stat().st_size / 1e6:,.2f} MB", markup=False)
+    size = out.stat().st_size
+    if options.json:
+        print_json({"report": str(out), "format": kind, "bytes": size})
+    else:
+        console().print(f"{out}: {size / 1e6:,.2f} MB")
     return 0
 
 
@@ -76,15 +80,7 @@ def _similarity(path: Path, header: TraceHeader) -> list[np.ndarray]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """A bar on a terminal's standard error, a step for each table."""
-    console = Console(stderr=True)
-    bar = Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    with bar:
+    columns = (BarColumn(bar_width=20), text_column("{task.description}"), TimeElapsedColumn())
+    with progress_bar(*columns) as bar:
         task = bar.add_task("reading", total=STEPS)
         yield lambda name: bar.update(task, advance=1, description=name)

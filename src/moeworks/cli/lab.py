@@ -1,23 +1,16 @@
-"""`moeworks lab list`, `moeworks lab run NAME` and `moeworks lab report NAME`: their options."""
+"""`moeworks lab run NAME` and `moeworks lab report NAME`: their options."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from moeworks.errors import ConfigError, check, nearest
+from moeworks.cli.options import parse_options, refuse_idle
+from moeworks.errors import ConfigError, nearest
 from moeworks.labs.experiments import LABS
 
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """Every lab and what it claims."""
-
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +18,23 @@ class RunOptions:
     """Train the cells of a lab that are missing, judge its claim, write results.json and report.html."""
 
     name: tyro.conf.Positional[str]
-    """A lab, or "all"."""
+    """A lab (moeworks list labs), or "all"."""
     quick: bool = False
-    """At most three minutes on two cores: fewer steps and seeds. Its results stand beside full ones."""
+    """Fewer steps and seeds: at most three minutes on two cores. The results are kept beside full ones."""
     data: tuple[str, ...] = ("stdlib:",)
     """Files, folders (each subfolder is a domain), globs, "stdlib:" or "hf:NAME"."""
     seeds: int | None = None
-    """Seeds of every arm; None is the lab's own number."""
+    """Number of seeds of every arm; None is the lab's own number."""
     steps: int | None = None
     """Optimizer steps; None is the lab's own number."""
     jobs: int = 2
-    """Processes, one thread each."""
-    out: Path = Path("labs")
-    """Folder of the labs' folders."""
+    """Processes, with one thread each."""
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("labs")
+    """Folder in which every lab has a folder of its own."""
     cache_dir: str | None = None
     """Where tokenised texts are kept; None means ~/.cache/moeworks."""
     json: bool = False
-    """Print one JSON object instead of tables."""
+    """Print one JSON object and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -49,42 +42,35 @@ class ReportOptions:
     """Draw the report of a lab from its results."""
 
     name: tyro.conf.Positional[str]
-    """A lab, or "all" that have results."""
+    """A lab, or "all" for those that have results."""
     format: Literal["html", "md"] = "html"
-    """report.html in the lab's folder, or a page in Markdown with its pictures as SVG."""
+    """html writes report.html into the lab's folder, md a page in Markdown with its pictures as SVG."""
     labs: Path = Path("labs")
-    """Folder of the labs' folders, as `lab run --out` wrote it."""
-    out: Path | None = None
+    """Folder that `lab run --out` wrote."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """With --format md: the folder for the pages, one folder each, and an index; e.g. docs/labs. None is
     the folder of the labs."""
+    json: bool = False
+    """Print one JSON object with the paths of the pages, and nothing else."""
 
 
-LabOptions = ListOptions | RunOptions | ReportOptions
+LabOptions = RunOptions | ReportOptions
+SUBCOMMANDS: Any = (
+    Annotated[RunOptions, tyro.conf.subcommand("run")]
+    | Annotated[ReportOptions, tyro.conf.subcommand("report")]
+)
 
 
 def parse(argv: list[str]) -> LabOptions:
     """The options that `argv` spells. Raises ConfigError for an unknown lab and for bad numbers."""
-    options = tyro.cli(
-        Annotated[ListOptions, tyro.conf.subcommand("list")]
-        | Annotated[RunOptions, tyro.conf.subcommand("run")]
-        | Annotated[ReportOptions, tyro.conf.subcommand("report")],
-        prog="moeworks lab",
-        args=argv,
-    )
-    if isinstance(options, ListOptions):
-        return options
+    options: LabOptions = parse_options(SUBCOMMANDS, argv, "moeworks lab")
     if options.name != ALL and options.name not in LABS:
         raise ConfigError(f"lab = {options.name!r}: unknown lab; {nearest(options.name, [*LABS, ALL])}")
-    if isinstance(options, ReportOptions):
-        check(
-            options.out is None or options.format == "md",
-            "out",
-            str(options.out),
-            "is for --format md: report.html lies in the lab's folder",
-        )
+    if isinstance(options, ReportOptions) and options.format != "md":
+        refuse_idle(options, ("out",), "without --format md: report.html goes into the lab's folder")
     return options
 
 
 def names(options: RunOptions | ReportOptions) -> list[str]:
-    """The labs that are meant."""
+    """The labs that the options name."""
     return list(LABS) if options.name == ALL else [options.name]

@@ -1,45 +1,40 @@
 """What `moeworks lab` does: run labs with a bar, print tables, draw reports."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
-from moeworks.cli.lab import LabOptions, ListOptions, ReportOptions, RunOptions, names
-from moeworks.cli.output import as_record, console, grid, notes, print_json
+from moeworks.cli.lab import LabOptions, ReportOptions, RunOptions, names
+from moeworks.cli.output import console, grid, notes, print_json, progress_bar, text_column
 from moeworks.cli.summary import cpu_name
 from moeworks.errors import DataError
 from moeworks.labs.cells import Cell
 from moeworks.labs.experiments import LABS
 from moeworks.labs.run import LabRun, run_lab
 from moeworks.labs.summary import LabSummary, read_summary
+from moeworks.records import as_record
 from moeworks.report.lab_docs import write_index, write_lab_docs
 from moeworks.report.lab_page import write_lab_page
 from moeworks.report.lab_words import VERDICTS, evidence_line, narrow_table, seeds_note
 
-PIPED_WIDTH = 240  # intervals in every column
-
 
 def run(options: LabOptions) -> int:
-    """Returns 0. An interrupted run has kept its finished cells: the same command goes on."""
-    if isinstance(options, ListOptions):
-        return _list(options)
+    """Run labs or draw reports; returns 0. The cells that an interrupted run has finished are kept."""
     return _run(options) if isinstance(options, RunOptions) else _report(options)
 
 
-def _list(options: ListOptions) -> int:
-    if options.json:
-        rows = {name: {"claim": lab.claim, "source": lab.source} for name, lab in LABS.items()}
-        print_json({"labs": rows})
+def print_list(matching: str, *, as_json: bool) -> None:
+    """Print the labs whose names contain `matching`, and what they claim."""
+    found = {name: lab for name, lab in LABS.items() if matching in name}
+    if as_json:
+        print_json([{"name": name, "claim": lab.claim, "source": lab.source} for name, lab in found.items()])
     else:
-        console().print(notes(((name, lab.claim) for name, lab in LABS.items()), style=""))
-    return 0
+        console().print(notes(((name, lab.claim) for name, lab in found.items()), style=""))
 
 
 def _run(options: RunOptions) -> int:
-    asked = LabRun(
+    request = LabRun(
         data=options.data,
         seeds=options.seeds,
         steps=options.steps,
@@ -48,24 +43,24 @@ def _run(options: RunOptions) -> int:
         out=options.out,
         cache_dir=options.cache_dir,
     )
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = console(stderr=True)
     summaries = []
     try:
         for name in names(options):
-            with _bar(errors, name) as bar:
+            with _bar(name) as bar:
                 summary = run_lab(
                     LABS[name],
-                    asked,
-                    machine={"machine": cpu_name(), "processes": f"{asked.jobs}, one thread each"},
+                    request,
+                    machine={"machine": cpu_name(), "processes": f"{request.jobs}, one thread each"},
                     plan=lambda cells, bar=bar: _Watch(bar, cells).advance,
                     tell=errors.print,
                 )
-            page = write_lab_page(asked.out / name, summary)
+            page = write_lab_page(request.out / name, summary)
             summaries.append(summary)
             if not options.json:
                 print_lab(summary, page)
     except KeyboardInterrupt:
-        errors.print("\nstopped; what is finished is kept, the same command goes on from there")
+        errors.print("\nstopped; finished cells are kept, and the same command continues from there")
         raise
     if options.json:
         print_json({"labs": [as_record(summary) for summary in summaries]})
@@ -75,23 +70,22 @@ def _run(options: RunOptions) -> int:
 def print_lab(summary: LabSummary, page: Path) -> None:
     """Claim, table and judgement."""
     screen = console()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, PIPED_WIDTH)
-    screen.print(f"\n[bold]{summary.name}[/bold]{' (quick)' if summary.quick else ''}: {summary.claim}")
+    quick = " (quick)" if summary.quick else ""
+    screen.print(Text.assemble("\n", (summary.name, "bold"), f"{quick}: {summary.claim}"))
     screen.print(grid("", *narrow_table(summary)))
     screen.print(notes((row.name, row.words) for row in summary.rows))
     screen.print(seeds_note(summary), style="dim")
     judgement = summary.judgement
-    screen.print(f"The claim [bold]{VERDICTS[judgement.verdict]}[/bold].")
+    screen.print(Text.assemble("The claim ", (VERDICTS[judgement.verdict], "bold"), "."))
     for item in judgement.evidence:
-        screen.print(f"  {evidence_line(item)}", markup=False)
+        screen.print(f"  {evidence_line(item)}")
     if judgement.note:
         screen.print(judgement.note, style="dim")
-    screen.print(f"report: {page}", markup=False)
+    screen.print(f"report: {page}")
 
 
 def _report(options: ReportOptions) -> int:
-    summaries = []
+    summaries, pages = [], []
     for name in names(options):
         try:
             summary = read_summary(options.labs / name)
@@ -101,27 +95,29 @@ def _report(options: ReportOptions) -> int:
             continue
         summaries.append(summary)
         if options.format == "html":
-            print(write_lab_page(options.labs / name, summary))
+            pages.append(write_lab_page(options.labs / name, summary))
         else:
-            print(write_lab_docs((options.out or options.labs) / name, summary))
+            pages.append(write_lab_docs((options.out or options.labs) / name, summary))
     if not summaries:
         raise DataError(f"{options.labs}: no results of any lab; run one first: moeworks lab run NAME")
     if options.format == "md" and len(names(options)) > 1:
-        print(write_index(options.out or options.labs, summaries))
+        pages.append(write_index(options.out or options.labs, summaries))
+    if options.json:
+        print_json({"pages": [str(page) for page in pages]})
+    else:
+        for page in pages:
+            console().print(str(page))
     return 0
 
 
-@contextmanager
-def _bar(screen: Console, name: str) -> Iterator[Progress]:
-    with Progress(
-        TextColumn(name),
+def _bar(name: str) -> Progress:
+    columns = (
+        text_column(name),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[cells]}"),
+        text_column("{task.fields[cells]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=screen,
-        disable=not screen.is_terminal,
-    ) as bar:
-        yield bar
+    )
+    return progress_bar(*columns, transient=False)
 
 
 class _Watch:
@@ -137,7 +133,7 @@ class _Watch:
         self._task = bar.add_task("cells", total=self._total, cells=f"0 of {self._count} cells")
 
     def advance(self, cell: Cell, share: float) -> None:
-        """Hear of a cell."""
+        """Note that `share` of `cell` is done."""
         before = self._shares.get(cell.key)
         if before is None and share == 1.0:
             self._total -= cell.work

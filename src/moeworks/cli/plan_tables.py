@@ -1,6 +1,6 @@
 """The tables of `moeworks plan`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -8,7 +8,7 @@ from rich.table import Table
 from moeworks.cli.amounts import bytes_text, count_text, flops_text, seconds_text
 from moeworks.cli.output import facts, grid, notes
 from moeworks.config.model import ModelConfig
-from moeworks.plan.devices import DEVICES, Device
+from moeworks.plan.devices import Device
 from moeworks.plan.figures import ModelFigures
 from moeworks.plan.memory import SPLITS
 from moeworks.plan.routing import Traffic
@@ -31,11 +31,11 @@ def device_words(device: Device) -> str:
     return f"{device.name}: {', '.join(parts)} ({device.source})"
 
 
-def device_list() -> Group:
-    """All devices, and the sources of their figures."""
+def device_list(devices: Sequence[Device]) -> Group:
+    """`devices`, and the sources of their figures."""
     header = ["device", "memory", "bandwidth", "fp32", "bf16", "fp8 FLOP/s", "link"]
-    table = grid("", header, (_device_row(device) for device in DEVICES.values()))
-    sources = notes((device.name, device.source) for device in DEVICES.values())
+    table = grid("", header, map(_device_row, devices))
+    sources = notes((device.name, device.source) for device in devices)
     return Group(table, "", "Sources", sources)
 
 

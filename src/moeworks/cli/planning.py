@@ -9,14 +9,16 @@ seconds, FLOPs and counts are plain numbers in these units; the dataclasses' fie
 import math
 
 from moeworks.cli.info import DEFAULT_CONTEXT, headline, info_record
-from moeworks.cli.output import as_record, console, notes, print_json
+from moeworks.cli.output import console, notes, print_json
 from moeworks.cli.plan import PlanRequest
 from moeworks.cli.plan_tables import device_list, device_words, serving_tables, training_tables
 from moeworks.cli.resolve import Described, resolve
+from moeworks.plan.devices import DEVICES
 from moeworks.plan.figures import ModelFigures, check_context, model_figures
 from moeworks.plan.serving import ServingPlan, plan_serving
 from moeworks.plan.training import STATE_BYTES, TrainingPlan, plan_training
 from moeworks.plan.verdicts import serving_verdicts, training_verdicts
+from moeworks.records import as_record
 
 DEFAULT_SEQ_LEN = 4096
 DEFAULT_MFU = 0.4
@@ -24,9 +26,7 @@ DEFAULT_MFU = 0.4
 
 def run(request: PlanRequest) -> None:
     """Print the plan."""
-    if request.options.list_gpus or request.options.model is None:
-        console().print(device_list())
-        return
+    assert request.options.model is not None
     described = resolve(request.options.model)
     context = _context(request, described)
     check_context(context)
@@ -44,6 +44,15 @@ def run(request: PlanRequest) -> None:
         print_json(record | {"note": note, "verdicts": verdicts, kind: as_record(plan)})
     else:
         _print(request, described, figures, plan, verdicts, note)
+
+
+def print_list(matching: str, *, as_json: bool) -> None:
+    """Print the devices whose names contain `matching`, with the sources of their figures."""
+    devices = [device for device in DEVICES.values() if matching in device.name]
+    if as_json:
+        print_json([as_record(device) for device in devices])
+    else:
+        console().print(device_list(devices))
 
 
 def _context(request: PlanRequest, described: Described) -> int:
@@ -92,7 +101,7 @@ def _print(
 ) -> None:
     out = console()
     out.print(headline(described, figures))
-    out.print(device_words(request.device), markup=False)
+    out.print(device_words(request.device))
     if note is not None:
         out.print(f"note: {note}", style="yellow")
     tables = (

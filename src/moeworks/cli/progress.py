@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from moeworks.cli.output import text_column
+from moeworks.cli.streams import is_quiet
 
 
 class TrainingDisplay:
@@ -13,16 +16,21 @@ class TrainingDisplay:
     def __init__(
         self, console: Console, total_steps: int, start_step: int, alarms: Mapping[str, Any] | None = None
     ) -> None:
-        """`alarms` is Progress.alarms of a run that goes on."""
-        self._console, self._total = console, total_steps
+        """A display of a run of `total_steps`, of which `start_step` are done.
+
+        Args:
+            console: where it shows; with --quiet only alarms are shown.
+            alarms: Progress.alarms of a run that is continued.
+        """
+        self._console, self._total, self._quiet = console, total_steps, is_quiet()
         # Alarm, layer, domain.
         self._alarms = {tuple(key.split("/", 2)) for key in (alarms or {}).get("active", ())}
         self._live: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not self._quiet:
             self._live = Progress(
                 MofNCompleteColumn(),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[figures]}"),
+                text_column("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
@@ -38,35 +46,43 @@ class TrainingDisplay:
             self._live.stop()
 
     def step(self, step: int) -> None:
-        """A step is done."""
+        """Count a finished step."""
         if self._live is not None:
             self._live.update(self._task, completed=step)
 
     def record(self, record: dict[str, Any]) -> None:
         """Show a record of metrics.jsonl."""
-        if record["kind"] == "eval":
-            text = f"step {record['step']}: validation {record['bits_per_byte']:.4f} bits per byte"
-            self._console.print(text, highlight=False)
-        elif record["kind"] == "alarm":
+        if record["kind"] == "alarm":
             self._alarm(record)
+        elif self._quiet:
+            return
+        elif record["kind"] == "eval":
+            self._console.print(validation_line(record))
         elif record["kind"] == "train":
             figures = training_figures(record) + self._alarms_on()
             if self._live is not None:
                 self._live.update(self._task, figures=figures)
             else:
                 left = _time_left(record, self._total)
-                self._console.print(
-                    f"step {record['step']}/{self._total}  {figures}  {left}", highlight=False
-                )
+                self._console.print(f"step {record['step']}/{self._total}  {figures}  {left}")
 
     def _alarm(self, record: dict[str, Any]) -> None:
         keys = {(record["alarm"], str(layer), record["domain"]) for layer in record["layers"]}
         self._alarms = self._alarms | keys if record["state"] == "raised" else self._alarms - keys
-        self._console.print(alarm_line(record), highlight=False, markup=False)
+        self._console.print(alarm_line(record))
 
     def _alarms_on(self) -> str:
         names = sorted({name for name, _, _ in self._alarms})
         return "".join(f"  ! {name.replace('_', ' ')}" for name in names)
+
+
+def validation_line(record: dict[str, Any]) -> str:
+    """A validation during training in words: on how much text, for the last one reads more of it."""
+    tokens = sum(domain["tokens"] for domain in record["domains"].values())
+    return (
+        f"step {record['step']}: validation {record['bits_per_byte']:.4f} bits per byte"
+        f" (on {tokens:,} tokens of held-out text)"
+    )
 
 
 def alarm_line(record: dict[str, Any]) -> str:

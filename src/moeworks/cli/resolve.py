@@ -35,7 +35,7 @@ def resolve(text: str) -> Described:
     """The model that `text` names.
 
     `text` is a folder with a config.json (published or a run's), one of a run's checkpoints, a config.json,
-    or a preset, of a published model or of `moeworks config --list`. A path that exists comes first.
+    or a preset, of a published model or of `moeworks list presets`. A path that exists comes first.
 
     Raises ConfigError when there is no such thing, and for a config.json that cannot be read.
     """
@@ -55,7 +55,7 @@ def resolve(text: str) -> Described:
         return Described(name, "moeworks", preset(name).model)
     known = nearest(name.rpartition("/")[2], [*BY_PRESET, *PRESETS])
     if known.startswith("known"):
-        known = "`moeworks info --list` names the presets"
+        known = "`moeworks list models` names them"
     what = (
         "no such file or folder"
         if "/" in text or name.endswith(".json")

@@ -1,11 +1,12 @@
-"""`moeworks simulate cache|placement|comm|speculation trace.parquet`: their options."""
+"""`moeworks simulate cache|placement|communication|speculation trace.parquet`: their options."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from moeworks.cli.options import parse_options
 from moeworks.errors import check
 from moeworks.simulate.cache import POLICIES, Policy, Scope
 from moeworks.simulate.prefetch import GUESSES, Guess
@@ -25,53 +26,53 @@ class TraceInput:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions(TraceInput):
-    """Experts in fast memory: hit rates, bytes and stalls of every policy, and the optimum."""
+    """A cache of experts in fast memory: hit rates, bytes and stalls of every policy, and the optimum."""
 
     capacity: tuple[float, ...] = (0.125, 0.25, 0.5)
-    """Share of the experts that fit, each a column."""
+    """Shares of the experts that fit into fast memory, each a column."""
     policies: tuple[Policy, ...] = POLICIES
-    """static takes its frequencies from the trace itself; belady knows the future and is the bound."""
+    """Policies of replacement: static takes its frequencies from the trace itself, and belady, which knows
+    the future, is the bound."""
     scope: Scope = "layer"
-    """A cache for each layer, or one for all."""
+    """One cache for each layer, or one for all layers."""
     expert_mb: float = 10.0
     """Size of one expert in MB."""
     link_gb_s: float = 16.0
     """Bandwidth from slow to fast memory, in GB/s."""
     layer_us: float = 100.0
-    """Microseconds that one layer computes for a token."""
+    """Microseconds of computation of one layer for one token."""
     guesses: tuple[Guess, ...] = GUESSES
-    """Prefetching: recall of these guesses, on the second half of the sequences."""
+    """Guesses of prefetching, whose recall is measured on the second half of the sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementOptions(TraceInput):
-    """Load of devices: experts in order, by EPLB, and by EPLB with its packing refined."""
+    """Load of devices with experts in order, by EPLB, and by EPLB with its packing refined."""
 
     devices: int
-    """Devices with equally many experts."""
+    """Number of devices, with equally many experts each."""
     replicas: int = 0
-    """Slots beside one for each expert, in every layer."""
+    """Slots of every layer beyond one for each expert."""
     nodes: int = 1
-    """Nodes of the devices, for EPLB's hierarchical packing."""
+    """Number of nodes that the devices are in, for EPLB's hierarchical packing."""
     groups: int = 1
-    """Groups of experts; hierarchical packing wants a multiple of the nodes."""
+    """Groups of experts; hierarchical packing needs a multiple of the nodes."""
     batch_tokens: int = 1024
     """Tokens of a batch."""
     learn: float = 0.5
-    """Share of the trace, its first tokens, that the placement is made from; the rest is what it is tried
-    on."""
+    """Share of the trace, its first tokens, that the placement is made from; it is measured on the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommOptions(TraceInput):
-    """Devices that a token is sent to, and the bytes."""
+class CommunicationOptions(TraceInput):
+    """Devices that a token is sent to, and the bytes that are sent."""
 
     devices: int
-    """Devices with equally many experts."""
+    """Number of devices, with equally many experts each."""
     max_devices: int | None = None
-    """Keep each token's best devices only, and see what is lost."""
+    """Most devices of a token: the best are kept, and what is lost is reported."""
     d_model: int = 4096
-    """Numbers of a token."""
+    """Width of the model: numbers of a token."""
     dispatch_bytes: float = 1.0
     """Bytes of a number on the way out."""
     combine_bytes: float = 2.0
@@ -80,38 +81,37 @@ class CommOptions(TraceInput):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculationOptions(TraceInput):
-    """Experts that a decode step reads: batches of sequences, and speculative decoding."""
+    """Experts that a decode step reads, with batches of sequences and with speculative decoding."""
 
     drafts: tuple[int, ...] = (1, 2, 3, 4, 8)
-    """Draft tokens of a verification."""
+    """Numbers of draft tokens that are verified together."""
     acceptance: float = 0.7
-    """Chance that a draft token is accepted."""
+    """Probability that a draft token is accepted."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Sequences that are decoded together."""
+    """Numbers of sequences that are decoded together."""
     seed: int = 0
-    """Of the samples."""
+    """Random seed of the samples."""
 
 
-SimulateOptions = CacheOptions | PlacementOptions | CommOptions | SpeculationOptions
+SimulateOptions = CacheOptions | PlacementOptions | CommunicationOptions | SpeculationOptions
+SUBCOMMANDS: Any = (
+    Annotated[CacheOptions, tyro.conf.subcommand("cache")]
+    | Annotated[PlacementOptions, tyro.conf.subcommand("placement")]
+    | Annotated[CommunicationOptions, tyro.conf.subcommand("communication")]
+    | Annotated[SpeculationOptions, tyro.conf.subcommand("speculation")]
+)
 
 
 def parse(argv: list[str]) -> SimulateOptions:
     """The options that `argv` spells. Raises ConfigError for a value that breaks a rule."""
-    options = tyro.cli(
-        Annotated[CacheOptions, tyro.conf.subcommand("cache")]
-        | Annotated[PlacementOptions, tyro.conf.subcommand("placement")]
-        | Annotated[CommOptions, tyro.conf.subcommand("comm")]
-        | Annotated[SpeculationOptions, tyro.conf.subcommand("speculation")],
-        prog="moeworks simulate",
-        args=argv,
-    )
+    options: SimulateOptions = parse_options(SUBCOMMANDS, argv, "moeworks simulate")
     limit = options.max_tokens
     check(limit is None or limit >= 1, "max_tokens", limit, "must be at least 1, or None")
     if isinstance(options, CacheOptions):
         shares = options.capacity
         good = bool(shares) and all(0 <= share <= 1 for share in shares)
         check(good, "capacity", shares, "must be shares of the experts, between 0 and 1")
-        check(bool(options.policies), "policies", options.policies, "names none")
+        check(bool(options.policies), "policies", options.policies, "must name at least one policy")
     if isinstance(options, PlacementOptions):
         check(0 < options.learn < 1, "learn", options.learn, "must lie between 0 and 1")
         check(options.replicas >= 0, "replicas", options.replicas, "must not be negative")

@@ -1,17 +1,14 @@
 """What `moeworks simulate` does: one function a simulation, from options to rows, and their printing."""
 
-import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from moeworks.cli.output import console, grid, print_json
 from moeworks.cli.simulate import (
     CacheOptions,
-    CommOptions,
+    CommunicationOptions,
     PlacementOptions,
     SimulateOptions,
     SpeculationOptions,
@@ -23,12 +20,10 @@ from moeworks.simulate.prefetch import prefetch_recall
 from moeworks.simulate.touched import batch_experts, speculation
 from moeworks.trace import RoutingTrace, count_experts
 
-PIPED_WIDTH = 160
-
 
 @dataclass(frozen=True)
 class Result:
-    """One table: its title, and rows with the same keys; what is per layer stands under by_layer."""
+    """A table: its title, and rows with the same keys; figures per layer are under by_layer."""
 
     title: str
     rows: list[dict[str, Any]]
@@ -44,12 +39,12 @@ def run(options: SimulateOptions) -> None:
         results = cache_results(trace, options)
     elif isinstance(options, PlacementOptions):
         results = placement_results(trace, options)
-    elif isinstance(options, CommOptions):
-        results = comm_results(trace, options)
+    elif isinstance(options, CommunicationOptions):
+        results = communication_results(trace, options)
     else:
         results = speculation_results(trace, options)
     if options.json:
-        print(json.dumps(_plain({"trace": str(options.trace), "results": [asdict(r) for r in results]})))
+        print_json({"trace": str(options.trace), "results": results})
         return
     for result in results:
         _print(result)
@@ -117,9 +112,9 @@ def placement_results(trace: RoutingTrace, options: PlacementOptions) -> list[Re
             {
                 "placement": name,
                 "slots": placement.expert_of_slot.shape[1],
-                "max/mean": table.mean.mean(),
-                "worst layer": table.mean.max(),
-                "worst batch": table.imbalance.max(),
+                "max_over_mean": table.mean.mean(),
+                "worst_layer": table.mean.max(),
+                "worst_batch": table.imbalance.max(),
                 "by_layer": table.mean,
             }
         )
@@ -127,7 +122,7 @@ def placement_results(trace: RoutingTrace, options: PlacementOptions) -> list[Re
     return [Result(title, rows)]
 
 
-def comm_results(trace: RoutingTrace, options: CommOptions) -> list[Result]:
+def communication_results(trace: RoutingTrace, options: CommunicationOptions) -> list[Result]:
     """Without the limit, and with it."""
     limits = [None] if options.max_devices is None else [None, options.max_devices]
     rows = []
@@ -141,12 +136,12 @@ def comm_results(trace: RoutingTrace, options: CommOptions) -> list[Result]:
         )
         rows.append(
             {
-                "limit": limit or "none",
+                "limit": limit,
                 "devices": table.devices.mean(),
                 "uniform": table.uniform,
                 "kB_per_token_and_layer": size.mean() / 1e3,
                 "lost_assignments": table.lost_assignments.mean(),
-                "lost_weight": math.nan if table.lost_weight is None else table.lost_weight.mean(),
+                "lost_weight": None if table.lost_weight is None else table.lost_weight.mean(),
                 "by_layer": table.devices,
             }
         )
@@ -161,7 +156,7 @@ def speculation_results(trace: RoutingTrace, options: SpeculationOptions) -> lis
         {
             "sequences": size,
             "experts": batches.distinct[:, i].mean(),
-            "by load": batches.by_load[:, i].mean(),
+            "by_load": batches.by_load[:, i].mean(),
             "uniform": batches.uniform[i],
             "by_layer": batches.distinct[:, i],
         }
@@ -171,7 +166,7 @@ def speculation_results(trace: RoutingTrace, options: SpeculationOptions) -> lis
         {
             "drafts": drafts,
             "experts": found.touched.distinct[:, i].mean(),
-            "by load": found.touched.by_load[:, i].mean(),
+            "by_load": found.touched.by_load[:, i].mean(),
             "uniform": found.touched.uniform[i],
             "tokens": found.accepted[i],
             "cost": found.cost[i],
@@ -191,30 +186,17 @@ def speculation_results(trace: RoutingTrace, options: SpeculationOptions) -> lis
 
 
 def _print(result: Result) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPED_WIDTH)
     columns = [name for name in result.rows[0] if name != "by_layer"]
-    table = Table(*(name.replace("_", " ") for name in columns), box=None, pad_edge=False)
-    for row in result.rows:
-        table.add_row(*(_cell(row[name]) for name in columns))
-    console.print(result.title, markup=False)
-    console.print(table)
-    console.print()
+    header = (name.replace("max_over_mean", "max/mean").replace("_", " ") for name in columns)
+    screen = console()
+    screen.print(result.title)
+    screen.print(grid("", header, ([_cell(name, row[name]) for name in columns] for row in result.rows)))
+    screen.print()
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:,.3f}"
-    return str(value)
-
-
-def _plain(value: Any) -> Any:
-    """For json.dumps: arrays as lists, and what is not a number as null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _cell(name: str, value: object) -> str:
+    if value is None and name == "limit":
+        return "none"
+    if value is None or value != value:  # NaN
+        return "-"
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from moeworks.config.count import count_parameters
 from moeworks.config.pools import type_named
@@ -54,7 +54,7 @@ def summarise(trainer: Trainer, final: Evaluation, name: str) -> dict[str, Any]:
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Validation by domain, the router's state, and the sample."""
     final = summary["eval"]
-    table = Table("domain", "bits per byte", "bytes", title="Validation", title_justify="left")
+    table = _boxed("Validation", "domain", "bits per byte", "bytes")
     for domain, figures in sorted(final["domains"].items(), key=lambda item: -item[1]["bytes"]):
         table.add_row(domain, f"{figures['bits_per_byte']:.3f}", f"{figures['bytes']:,}")
     console.print(table)
@@ -62,14 +62,22 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         console.print(_router_table(summary))
     domain = summary["sample"].get("domain")
     console.print("\nSample:" if domain is None else f"\nSample (of the domain {domain!r}):", style="bold")
-    console.print(escape(summary["sample"]["prompt"] + summary["sample"]["text"]), highlight=False)
+    console.print(summary["sample"]["prompt"] + summary["sample"]["text"])
     parameters = summary["parameters"]
+    size = sum(figures["bytes"] for figures in final["domains"].values())
     console.print(
-        f"\n[bold]{final['bits_per_byte']:.4f} bits per byte[/bold] on validation text after"
-        f" {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s;"
-        f" {parameters['active']:,} of {parameters['total']:,} parameters active per token",
-        highlight=False,
+        Text.assemble(
+            "\n",
+            (f"{final['bits_per_byte']:.4f} bits per byte", "bold"),
+            f" on validation text, all {size:,} bytes of it, after"
+            f" {summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s;"
+            f" {parameters['active']:,} of {parameters['total']:,} parameters active per token",
+        )
     )
+
+
+def _boxed(title: str, *header: str) -> Table:
+    return Table(*header, title=title, title_justify="left")
 
 
 def cpu_name() -> str:
@@ -86,7 +94,7 @@ def _router_table(summary: dict[str, Any]) -> Table:
     """Load of each MoE layer over the whole validation text."""
     counts_MlE = torch.tensor(list(summary["domain_tokens_per_expert"].values()))
     figures = load_figures(counts_MlE.sum(dim=0))
-    table = Table("layer", "MaxVio", "dead experts", "load entropy", title="Router", title_justify="left")
+    table = _boxed("Router", "layer", "MaxVio", "dead experts", "load entropy")
     rows = zip(
         summary["moe_layers"], figures.max_vio, figures.dead_experts, figures.load_entropy, strict=True
     )

@@ -1,4 +1,4 @@
-"""Who computes the routing that `moeworks trace` records: moeworks, or transformers with hooks."""
+"""Engines that compute the routing that `moeworks trace` records: moeworks, or transformers with hooks."""
 
 import hashlib
 import inspect
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moeworks.checkpoint import read_checkpoint
-from moeworks.cli.models import load_model
+from moeworks.cli.models import check_device, load_model
 from moeworks.cli.trace import TraceOptions
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
@@ -31,17 +31,17 @@ _CONTEXT = 2048
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model that routes, and what is known of it."""
+    """A model that routes, with its tokenizer and limits."""
 
     header: TraceHeader
     tokenizer: ModelTokenizer
     context: int
-    """Longest context where the user names none."""
+    """Longest sequence where the user names none."""
     limit: int | None
-    """Longest that the model can read; None where its config does not say."""
+    """Longest sequence that the model can read; None where its config does not say."""
     route: Callable[[Tensor, Tensor, Sequence[str]], Sequence[Routing]]
-    """From tokens [B, L], where they are valid, and the domain of each row to one record per MoE layer of the
-    header."""
+    """Function from tokens [B, L], a mask of the valid ones, and the domain of each row to one record per MoE
+    layer of the header."""
 
 
 def open_engine(options: TraceOptions) -> Engine:
@@ -49,12 +49,7 @@ def open_engine(options: TraceOptions) -> Engine:
 
     Raises ConfigError or CheckpointError for a model that it cannot load.
     """
-    check(
-        options.device == "cpu" or torch.cuda.is_available(),
-        "device",
-        options.device,
-        "torch finds no GPU here",
-    )
+    check_device(options.device)
     config = published_config(options.model)
     if options.engine == "transformers":
         check(config is not None, "engine", "transformers", f"{options.model} is no published checkpoint")
@@ -74,7 +69,7 @@ def open_engine(options: TraceOptions) -> Engine:
 
 def _moeworks(options: TraceOptions) -> Engine:
     path = options.model
-    model = load_model(path, options.device, None, options.domain)
+    model = load_model(path, options.device, options.dtype, options.domain)
     limit = model.config.max_seq_len
     tokenizer = tokenizer_of(path, model.config.vocab_size)
     step, fingerprint, context = None, None, min(_CONTEXT, limit)
@@ -105,7 +100,9 @@ def _moeworks(options: TraceOptions) -> Engine:
 
 
 def _transformers(options: TraceOptions) -> Engine:
-    check(options.domain is None, "domain", options.domain, "is for models of ours with pools of experts")
+    for name in ("domain", "dtype"):
+        value = getattr(options, name)
+        check(value is None, name, value, "is for models that moeworks runs; transformers runs this one")
     model = load_transformers(options.model, options.device)
     recorder = TransformersRecorder(model)
     settings = text_config(model)
@@ -119,7 +116,7 @@ def _transformers(options: TraceOptions) -> Engine:
         (routed,) = recorder.passes
         return routed.routings
 
-    # One token tells which layers run, and how many experts they have.
+    # A pass over one token shows which layers run, and how many experts they have.
     one = torch.zeros(1, 1, dtype=torch.int64, device=options.device)
     with torch.no_grad():
         route(one, one == 0, [""])

@@ -1,12 +1,11 @@
 """What `moeworks trace` says about the trace that it has written."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from moeworks.cli.output import console, print_json
 from moeworks.trace import RoutingTrace, validate_trace
 from moeworks.trace.block import filled_slots
 from moeworks.trace.sizes import bytes_per_assignment
@@ -50,7 +49,7 @@ def _assignments(trace: RoutingTrace) -> int:
 def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     """A few lines, or one JSON object."""
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary)
         return
     counts = "  ".join(f"{name or '(none)'} {count:,}" for name, count in summary["domains"].items())
     size = f"{summary['bytes'] / 1e6:,.2f} MB, {summary['id_bytes_per_assignment']:.2f} bytes an expert id"
@@ -69,4 +68,4 @@ def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
         lines.append(
             f"warning: {finding['kind']} ({where}{finding['tokens']:,} tokens): {finding['message']}"
         )
-    Console(soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
+    console().print("\n".join(lines))

@@ -33,6 +33,8 @@ class TrainRequest:
     directory: RunDir
     resume: bool
     """Continue the run in `directory`."""
+    as_json: bool = False
+    """Print the summary as JSON."""
 
 
 def parse(argv: list[str]) -> TrainRequest:

@@ -1,14 +1,16 @@
 """What `moeworks train` does: set up, train, validate, sample, report."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 
 from moeworks.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from moeworks.cli.output import console, print_json
 from moeworks.cli.progress import TrainingDisplay
+from moeworks.cli.streams import is_quiet
 from moeworks.cli.summary import print_summary, summarise
 from moeworks.cli.train import TrainRequest
 from moeworks.config import RunConfig
@@ -24,7 +26,7 @@ from moeworks.parallel.world import World, join_world
 from moeworks.report import write_report
 from moeworks.train.loop import Callbacks, train
 from moeworks.train.metrics import MetricsSink, open_loggers
-from moeworks.train.run_dir import RunDir, write_json
+from moeworks.train.run_dir import write_json
 from moeworks.train.step import autocast
 from moeworks.train.trainer import Trainer, check_division
 
@@ -32,19 +34,22 @@ Result = TypeVar("Result")
 
 
 def run(request: TrainRequest) -> int:
-    """Returns 0, or 130 when a signal stopped it (the state is saved)."""
+    """Train; returns 0, or 128 and the number of the signal that stopped the run (its state is saved)."""
     if request.config.train.threads is not None:
         torch.set_num_threads(request.config.train.threads)
     with join_world(request.config.train.device) as world:
-        return _Session(request.config, request.directory, world, resume=request.resume).run()
+        return _Session(request, world).run()
 
 
 class _Session:
     """One call of the verb on one rank."""
 
-    def __init__(self, config: RunConfig, directory: RunDir, world: World, *, resume: bool) -> None:
-        self.config, self.directory, self.world, self.resume = config, directory, world, resume
-        self.console = Console(quiet=not world.is_main, soft_wrap=True)
+    def __init__(self, request: TrainRequest, world: World) -> None:
+        self.config, self.directory, self.resume = request.config, request.directory, request.resume
+        self.world, self.as_json = world, request.as_json
+        self.console = console(quiet=not world.is_main)
+        self.signal = signal.SIGINT.value
+        """Number of the signal that stopped the run."""
 
     def run(self) -> int:
         with ExitStack() as stack:
@@ -53,8 +58,17 @@ class _Session:
             display = TrainingDisplay(self.console, self.config.train.steps, progress.step, progress.alarms)
             stack.enter_context(display)
             finished = train(trainer, self.directory, sink, self._callbacks(trainer, display))
-        final = self._evaluate(trainer, None) if finished else None
-        return self._close(trainer, final) if self.world.is_main else 0
+        if not finished:
+            return self._close_stopped(trainer) if self.world.is_main else 0
+        try:
+            final = self._evaluate(trainer, None)
+            return self._close(trainer, final) if self.world.is_main else 0
+        except KeyboardInterrupt:
+            self.console.print(
+                "stopped after the last step, which is saved; validate and report with:"
+                f" moeworks train --resume {self.directory.root}"
+            )
+            raise
 
     def _main_first(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the main rank and then on the others, which leave in silence if it failed there."""
@@ -113,7 +127,7 @@ class _Session:
             self.config.data,
             self.config.corpus,
             self.config.model.vocab_size,
-            progress=lambda text: self.console.print(text, highlight=False),
+            progress=self._say,
         )
         if self.resume and self.directory.tokenizer.is_file():
             saved = load_tokenizer(self.directory.tokenizer)
@@ -137,7 +151,7 @@ class _Session:
         if not self.resume:
             return
         if not list_checkpoints(self.directory.checkpoints):
-            self.console.print("no checkpoint yet: starting from step 0")
+            self._say("no checkpoint yet: starting from step 0")
             return
         checkpoint = read_checkpoint(latest_checkpoint(self.directory.checkpoints), verify=False)
         if not self._is_own(checkpoint.state["config"]):
@@ -145,13 +159,12 @@ class _Session:
                 f"{checkpoint.path}: a checkpoint of another config than {self.directory.config}"
             )
         trainer.restore(checkpoint)
-        self.console.print(f"resuming {checkpoint.path}", highlight=False)
+        self._say(f"resuming {checkpoint.path}")
         before = checkpoint.state["processes"]
         if before != self.world.size:
-            self.console.print(
+            self._say(
                 f"{before} process(es) before, {self.world.size} now: the same batches, but not bit for bit"
-                " what an uninterrupted run would give",
-                highlight=False,
+                " what an uninterrupted run would give"
             )
 
     def _say_backend(self, trainer: Trainer) -> None:
@@ -161,7 +174,7 @@ class _Session:
             return
         x = torch.empty(1, self.config.model.d_model, device=self.world.device)
         with autocast(self.config, self.world.device):
-            self.console.print(f"experts by {moe.explain_backend(x)}", highlight=False)
+            self._say(f"experts by {moe.explain_backend(x)}")
 
     def _open_sink(self, trainer: Trainer, stack: ExitStack) -> MetricsSink | None:
         if not self.world.is_main:
@@ -177,7 +190,16 @@ class _Session:
             evaluate=lambda model: self._evaluate(trainer, limit).record(),
             on_step=lambda trainer, step: display.step(trainer.progress.step),
             on_record=display.record,
+            on_signal=self._stopped_by,
         )
+
+    def _stopped_by(self, number: int) -> None:
+        self.signal = number
+
+    def _say(self, text: str) -> None:
+        """A line about the progress, which --quiet silences."""
+        if not is_quiet():
+            self.console.print(text)
 
     def _evaluate(self, trainer: Trainer, max_tokens: int | None) -> Evaluation:
         """Validate on at most that much text; all ranks take part."""
@@ -188,18 +210,22 @@ class _Session:
         with autocast(self.config, self.world.device):
             return evaluate(trainer.model, validation, corpus.domains, self.world)
 
-    def _close(self, trainer: Trainer, final: Evaluation | None) -> int:
-        """Summary and report on the main rank; `final` is None when a signal stopped the run."""
-        if final is None:
-            write_report(self.directory.root)
-            self.console.print(
-                f"stopped at step {trainer.progress.step}; saved. Continue with:"
-                f" moeworks train --resume {self.directory.root}",
-                highlight=False,
-            )
-            return 130
+    def _close_stopped(self, trainer: Trainer) -> int:
+        """Report of a run that a signal has stopped, on the main rank."""
+        report = write_report(self.directory.root)
+        root, step = self.directory.root, trainer.progress.step
+        self.console.print(f"stopped at step {step}; saved. Continue with: moeworks train --resume {root}")
+        if self.as_json:
+            print_json({"name": root.name, "finished": False, "steps": step, "report": str(report)})
+        return 128 + self.signal
+
+    def _close(self, trainer: Trainer, final: Evaluation) -> int:
+        """Summary and report on the main rank: first the files, then what is printed."""
         summary = summarise(trainer, final, self.directory.root.name)
         write_json(self.directory.summary, summary)
+        report = write_report(self.directory.root)
         print_summary(self.console, summary)
-        self.console.print(f"\nreport: {write_report(self.directory.root)}", highlight=False)
+        self.console.print(f"\nreport: {report}")
+        if self.as_json:
+            print_json({**summary, "finished": True, "report": str(report)})
         return 0

@@ -103,8 +103,11 @@ class _Worker:
 
 
 def _start_worker(told: "Queue[tuple[int, float]]") -> None:
-    # The first process decides about an interrupt, and takes the others along, also when it is killed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The first process decides about an interrupt and about a terminal that goes, and takes the others along,
+    # also when it is killed.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _Worker.told = told

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class Callbacks:
     """After every step."""
     on_record: Callable[[dict[str, Any]], None]
     """After every record of metrics."""
+    on_signal: Callable[[int], None] = lambda number: None
+    """When a signal stops the run: its number."""
 
 
 class _Interval:
@@ -132,6 +135,8 @@ def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Ca
             improved = validating and _evaluate(trainer, sink, callbacks)
             if saving or improved:
                 save(trainer, run, sink)
+            if stop:
+                callbacks.on_signal(stop[0])
             if stopping:
                 return progress.step >= config.steps
     return True
@@ -193,9 +198,16 @@ def _mean(values: list[Tensor]) -> float:
     return float(torch.stack(values).mean())
 
 
+_STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts as usual."""
+    """Collect the signals that mean "leave" instead of dying of them; a second SIGINT interrupts as usual.
+
+    One that is ignored stays so (nohup, a job in the background), and threads other than the main one may not
+    touch any.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -203,7 +215,12 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in _STOP}
+        before = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield received
     finally:

@@ -1,0 +1,6 @@
+def parse(argv):
+    return None
+
+
+def run(options):
+    return None
