@@ -46,4 +46,4 @@ def test_texts_that_are_not_the_traces(finished, texts, traces, tmp_path, capsys
     assert "which is of another text" in told
     missing = tmp_path / "no.parquet"
     assert f"{missing}: cannot be read as a trace" in refused("--data", texts, "--replay", missing)
-    assert "goes with --data" in refused("--tasks", "arc_easy", "--replay", traces[12])
+    assert "--replay has no effect without --data" in refused("--tasks", "arc_easy", "--replay", traces[12])

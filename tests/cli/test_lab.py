@@ -74,7 +74,7 @@ def test_docs_of_all_that_there_is(finished, capsys) -> None:
         (["run", "balance", "--data", "nowhere/"], "nowhere"),
         (["report", "balance", "--labs", "nowhere"], "moeworks lab run balance"),
         (["report", "all", "--labs", "nowhere"], "nowhere: no results of any lab"),
-        (["report", "balance", "--out", "x"], "out = 'x': is for --format md"),
+        (["report", "balance", "--out", "x"], "--out has no effect without --format md"),
     ],
 )
 def test_bad_input(argv: list[str], message: str, capsys) -> None:

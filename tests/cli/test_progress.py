@@ -2,8 +2,7 @@
 
 import io
 
-from rich.console import Console
-
+from moeworks.cli.output import Screen
 from moeworks.cli.progress import TrainingDisplay, alarm_line
 
 RAISED = {
@@ -20,7 +19,7 @@ LINE = {
 
 def shown(*records: dict, alarms: dict | None = None) -> list[str]:
     out = io.StringIO()
-    display = TrainingDisplay(Console(file=out, width=1000), 100, 0, alarms)
+    display = TrainingDisplay(Screen(file=out, width=1000), 100, 0, alarms)
     for record in records:
         display.record(record)
     return out.getvalue().splitlines()

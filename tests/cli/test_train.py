@@ -130,12 +130,13 @@ def test_resume_takes_the_same_steps(halfway, finished, capsys):
     assert records(halfway) == records(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_run_says_how_to_go_on_and_does(finished, fields, tmp_path, monkeypatch, capsys, number):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(TrainingDisplay, "step", lambda self, step: step == 8 and os.kill(os.getpid(), number))
-        assert main(["train", "smoke", *fields, "--out", str(tmp_path), "--name", "run"]) == 130
+        code = main(["train", "smoke", *fields, "--out", str(tmp_path), "--name", "run"])
+    assert code == 128 + number
     assert (
         f"stopped at step 8; saved. Continue with: moeworks train --resume {run}" in capsys.readouterr().out
     )

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import tyro
 
 from moeworks.errors import ConfigError
-
-Options = TypeVar("Options")
 
 Dtype = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 """Types of weights, in both spellings."""
@@ -16,7 +14,7 @@ LONG_DTYPES: Mapping[str, str] = {"fp64": "float64", "fp32": "float32", "bf16": 
 """From the short names of types to torch's."""
 
 
-def parse_options(kind: type[Options], argv: list[str], prog: str) -> Options:
+def parse_options(kind: Any, argv: list[str], prog: str) -> Any:
     """The options of `kind`, a dataclass or a union of subcommands, that `argv` spells.
 
     A flag is one option: no --no-json stands beside --json. For --help and for what it refuses tyro prints

@@ -10,6 +10,11 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """By verb: from an option's former name to its present one."""
 
+_DROPPED: Mapping[str, Mapping[str, str]] = {
+    "generate": {"--stream": "texts are shown while they are written anyway; --no-stream waits for the end"},
+}
+"""By verb: options that say what happens anyway, and why they are not needed."""
+
 _LISTS: Mapping[tuple[str, str], str] = {
     ("config", "--list"): "presets",
     ("info", "--list"): "models",
@@ -31,7 +36,10 @@ def current_spelling(argv: list[str]) -> list[str]:
     if verb == "simulate" and words[:1] == ["comm"]:
         note("`moeworks simulate comm` is now `moeworks simulate communication`")
         words[0] = "communication"
-    return [verb, *(_renamed(verb, word) for word in words)]
+    dropped = _DROPPED.get(verb, {})
+    for word in dropped.keys() & set(words):
+        note(f"{word} is not needed: {dropped[word]}")
+    return [verb, *(_renamed(verb, word) for word in words if word not in dropped)]
 
 
 def _renamed(verb: str, word: str) -> str:
