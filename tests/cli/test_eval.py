@@ -78,3 +78,37 @@ def test_bad_input(model, data, tmp_path, capsys):
     write_folder(tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert "tokenizer.json: missing" in refused(capsys, tmp_path / "m", "--data", data)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--context", "8"], ["--stride", "8"], ["--max-tokens", "9"], ["--max-bytes", "9"], ["--text-field",
+        "t"], ["--domain-field", "d"],
+    ],
+)  # fmt: skip
+def test_options_of_texts_need_texts(model, capsys, option):
+    message = f"moeworks: error: {option[0]} has no effect without --data\n"
+    assert refused(capsys, model, "--tasks", "arc_easy", *option) == message
+
+
+@pytest.mark.parametrize("option", ["--limit", "--num-fewshot"])
+def test_options_of_tasks_need_tasks(model, data, capsys, option):
+    assert f"{option} has no effect without --tasks" in refused(capsys, model, "--data", data, option, "3")
+
+
+def test_max_tokens_ends_with_the_document_that_reaches_it(model, data, capsys):
+    whole = json.loads(written(capsys, model, "--data", data, "--json"))
+    some = json.loads(written(capsys, model, "--data", data, "--json", "--max-tokens", "5"))
+    assert (whole["documents"], some["documents"], list(some["domains"])) == (2, 1, ["en"])
+
+
+def test_the_former_limit_works_with_a_note(model, data, capsys):
+    assert main(["eval", str(model), "--data", str(data), "--max-bytes", "9", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "--max-tokens" in err and json.loads(out)["documents"] == 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16"])
+def test_types_in_both_spellings(model, data, capsys, dtype):
+    assert written(capsys, model, "--data", data, "--dtype", dtype)

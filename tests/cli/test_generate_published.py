@@ -149,6 +149,13 @@ def test_what_prompts_share_is_read_once(tmp_path, capsys):
         (["--speculative"], "model.num_mtp_layers = 0: there is no layer to draft with"),
         (["--draft-tokens", "2"], "--draft-tokens has no effect without --speculative"),
         (["--speculative", "--draft-tokens", "0"], "draft_tokens = 0: must be at least 1"),
+        (["--speculative", "--seed", "3"], "--seed has no effect with --speculative, which is greedy"),
+        (["--speculative", "--top-p", "0.5"], "--top-p has no effect with --speculative, which is greedy"),
+        (["--temperature", "0", "--top-k", "3"], "--top-k has no effect with --temperature 0, which is
+        greedy"), (["--temperature", "0", "--min-p", "0.1"], "--min-p has no effect with --temperature 0,
+        which is greedy"), (["--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0,
+        which is greedy"), (["--no-stream", "--json"], "--no-stream has no effect with --json"), (["y",
+        "--no-stream"], "--no-stream has no effect with several prompts, whose texts are shown at their end"),
     ],
 )
 def test_options_that_mean_nothing(model, capsys, options, message):

@@ -1,4 +1,4 @@
-from moeworks.cli.output import console, facts, grid, print_json
+from moeworks.cli.output import console, facts, grid
 
 
 def test_tables_are_not_squeezed_into_a_pipe(capsys):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from moeworks.cli.options import LONG_DTYPES
 from moeworks.config.codec import unions_of_kinds
 from moeworks.config.presets import DEFAULT_PRESET, PRESETS, preset
 from moeworks.config.run import RunConfig
@@ -52,20 +53,26 @@ def run_config(argv: list[str], prog: str) -> RunConfig:
     return parse(NoOptions, argv, prog).config
 
 
-def parse(options_cls: type[Options], argv: list[str], prog: str) -> Parsed[Options]:
+def parse(
+    options_cls: type[Options], argv: list[str], prog: str, base: RunConfig | None = None
+) -> Parsed[Options]:
     """The options and the run that `argv` describes.
 
     `options_cls` is a dataclass whose fields all have defaults; `name: str` becomes --name, `dense_twin:
-    bool = False` becomes --dense-twin, and the strings under the fields become their help.
+    bool = False` becomes --dense-twin, and the strings under the fields become their help. `base` is what
+    options override in the place of a preset.
 
     Raises ConfigError for an unknown preset and for a value that breaks a rule of the config. For --help, an
     unknown option (with the nearest ones) and a value of a wrong type tyro prints and raises SystemExit.
     """
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    base, rest = _choose_kinds(preset(name or DEFAULT_PRESET), rest)
+    if base is not None and name is not None:
+        raise ConfigError(f"preset = {name!r}: the run has a config of its own, so no preset can be named")
+    base, rest = _choose_kinds(base or preset(name or DEFAULT_PRESET), _spelled_out(rest))
     command = _command(options_cls, base)
     description = (
         f"Arguments: [PRESET] [options]; PRESET is {' | '.join(PRESETS)} (default: {DEFAULT_PRESET})."
+        f" Short for fields: {', '.join(f'{short} is {name}' for short, name in _SHORT.items())}."
         f" {_kinds_text()}"
     )
     with _own_errors():
@@ -88,6 +95,32 @@ def _command(options_cls: type[Options], base: RunConfig) -> type:
         ],
         frozen=True,
     )
+
+
+_SHORT = {
+    "--context": "--train.seq-len",
+    "--batch-size": "--train.batch-size",
+    "--steps": "--train.steps",
+    "--seed": "--train.seed",
+    "--device": "--train.device",
+    "--dtype": "--train.precision",
+}
+"""Options as other verbs call them, and the fields of a run that they are."""
+
+
+def _spelled_out(argv: list[str]) -> list[str]:
+    """`argv` with the options' full names, and with torch's names of types."""
+    words, before = [], ""
+    for word in argv:
+        option, equals, value = word.partition("=")
+        option = _SHORT.get(option.replace("_", "-"), option)
+        if before == "--train.precision":
+            option = LONG_DTYPES.get(option, option)
+        elif option == "--train.precision":
+            value = LONG_DTYPES.get(value, value)
+        words.append(option + equals + value)
+        before = option
+    return words
 
 
 def _choose_kinds(base: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:

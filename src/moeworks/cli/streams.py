@@ -57,6 +57,10 @@ class SafeStream:
         """Hand what is buffered to the system."""
         self._try(self._stream.flush)
 
+    def isatty(self) -> bool:
+        """Whether a terminal shows the stream."""
+        return self.lost is None and not self._stream.closed and self._stream.isatty()
+
     @property
     def reader_gone(self) -> bool:
         """Whether the stream was lost because nobody is at its other end."""

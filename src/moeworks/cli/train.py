@@ -1,14 +1,24 @@
 """`moeworks train [PRESET] [options]`, and `moeworks train --resume runs/NAME`: its options."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from moeworks.cli.arguments import parse as parse_run
+from moeworks.cli.options import option_name, refuse_idle
 from moeworks.config.presets import DEFAULT_PRESET, dense_twin
 from moeworks.config.run import RunConfig
-from moeworks.errors import ConfigError
+from moeworks.errors import ConfigError, check
 from moeworks.train.run_dir import RunDir
+
+RESUMABLE = (
+    "steps", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "sample_prompt",
+    "sample_tokens", "loggers",
+)  # fmt: skip
+"""Fields of `train` that a run may change when it is continued: the steps it takes are the same."""
 
 
 @dataclass(frozen=True)
@@ -16,18 +26,21 @@ class TrainOptions:
     """Options of the verb, beside the fields of the run."""
 
     resume: Path | None = None
-    """A run's folder: continue it from its latest checkpoint, with its own config."""
+    """A run's folder: continue it from its latest checkpoint, with its own config. --train.steps may be
+    raised, and the options of metrics, validation, checkpoints and the sample may change."""
     name: str | None = None
-    """Name of the run; the default is the preset's name and the time."""
-    out: Path = Path("runs")
-    """Folder that holds runs."""
+    """Name of the run; None is the preset's name and the time."""
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs")
+    """Folder in which every run has a folder of its own."""
     dense_twin: bool = False
     """Train the run's dense twin instead: the same active width per token, and no experts."""
+    json: bool = False
+    """Print the summary as one JSON object; progress goes to standard error."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What is to be trained, and where its files go."""
+    """The run to train, and the folder of its files."""
 
     config: RunConfig
     directory: RunDir
@@ -39,19 +52,46 @@ class TrainRequest:
 
 def parse(argv: list[str]) -> TrainRequest:
     """The run that `argv` describes. Raises ConfigError, and CheckpointError for a --resume without a run."""
+    resumed = _resumed(argv)
+    if resumed is not None:
+        return _continued(RunDir(resumed), argv)
     parsed = parse_run(TrainOptions, argv, "moeworks train")
     options = parsed.options
-    if options.resume is None:
-        config = dense_twin(parsed.config) if options.dense_twin else parsed.config
-        name = options.name or _default_name(parsed.preset, options.dense_twin)
-        return TrainRequest(config, RunDir(options.out / name), resume=False)
-    if parsed.chosen or options != TrainOptions(resume=options.resume):
+    config = dense_twin(parsed.config) if options.dense_twin else parsed.config
+    name = options.name or _default_name(parsed.preset, options.dense_twin)
+    return TrainRequest(config, RunDir(options.out / name), resume=False, as_json=options.json)
+
+
+def same_steps(config: RunConfig, other: RunConfig) -> bool:
+    """Whether both take the same steps as far as both go: they differ in nothing but RESUMABLE fields."""
+    free = {name: getattr(config.train, name) for name in RESUMABLE}
+    return replace(other, train=replace(other.train, **free)) == config
+
+
+def _resumed(argv: list[str]) -> Path | None:
+    """The folder that --resume names."""
+    for place, word in enumerate(argv):
+        if word.startswith("--resume="):
+            return Path(word.removeprefix("--resume="))
+        if word == "--resume" and place + 1 < len(argv):
+            return Path(argv[place + 1])
+    return None
+
+
+def _continued(directory: RunDir, argv: list[str]) -> TrainRequest:
+    saved = directory.load_config()
+    parsed = parse_run(TrainOptions, argv, "moeworks train", base=saved)
+    refuse_idle(parsed.options, ("name", "out", "dense_twin"), "with --resume, which names the run")
+    if not same_steps(parsed.config, saved):
+        allowed = ", ".join(option_name(f"train.{name}") for name in RESUMABLE)
         raise ConfigError(
-            f"--resume {options.resume} continues a run with its own config: it takes no preset and no"
-            " other option"
+            f"--resume {directory.root} continues a run with its own config, of which only these options can"
+            f" change: {allowed}"
         )
-    directory = RunDir(options.resume)
-    return TrainRequest(directory.load_config(), directory, resume=True)
+    steps = parsed.config.train.steps
+    least = saved.train.steps
+    check(steps >= least, "train.steps", steps, f"must be at least the run's own, {least}, with --resume")
+    return TrainRequest(parsed.config, directory, resume=True, as_json=parsed.options.json)
 
 
 def _default_name(preset: str | None, is_twin: bool) -> str:

@@ -3,16 +3,16 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from moeworks.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from moeworks.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
 from moeworks.cli.output import console, print_json
 from moeworks.cli.progress import TrainingDisplay
 from moeworks.cli.streams import is_quiet
 from moeworks.cli.summary import print_summary, summarise
-from moeworks.cli.train import TrainRequest
+from moeworks.cli.train import TrainRequest, same_steps
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict
 from moeworks.config.pools import check_named
@@ -27,6 +27,7 @@ from moeworks.report import write_report
 from moeworks.train.loop import Callbacks, train
 from moeworks.train.metrics import MetricsSink, open_loggers
 from moeworks.train.run_dir import write_json
+from moeworks.train.schedule import lr_scale
 from moeworks.train.step import autocast
 from moeworks.train.trainer import Trainer, check_division
 
@@ -39,6 +40,20 @@ def run(request: TrainRequest) -> int:
         torch.set_num_threads(request.config.train.threads)
     with join_world(request.config.train.device) as world:
         return _Session(request, world).run()
+
+
+def extension_words(config: RunConfig, before: int, step: int) -> str:
+    """What it means for a run at `step` to take config.train.steps instead of `before` steps."""
+    steps, optimizer = config.train.steps, config.optimizer
+    words = f"extended from {before:,} to {steps:,} steps: "
+    for earlier in range(step):
+        if lr_scale(earlier, before, optimizer) != lr_scale(earlier, steps, optimizer):
+            return words + (
+                f"steps {earlier + 1:,} to {step:,} had the learning rate of the shorter schedule"
+                f" ({optimizer.schedule}), the following ones have that of the longer one; a run of {steps:,}"
+                " steps from the start would end elsewhere"
+            )
+    return words + f"bit for bit a run of {steps:,} steps from the start"
 
 
 class _Session:
@@ -94,6 +109,7 @@ class _Session:
             self._restore(trainer)
             if self.world.is_main:
                 corpus.tokenizer.save(self.directory.tokenizer)
+                self._note_changes(trainer)
             self._say_backend(trainer)
             return trainer, self._open_sink(trainer, stack)
 
@@ -139,12 +155,20 @@ class _Session:
                 )
         return corpus
 
-    def _is_own(self, saved: Any) -> bool:
-        """Whether a checkpoint's config is this run's; settings younger than it have their defaults."""
+    def _saved_config(self, checkpoint: Checkpoint) -> RunConfig:
+        """The config in `checkpoint`; settings younger than it have their defaults.
+
+        Raises CheckpointError when it takes other steps than this run.
+        """
         try:
-            return from_dict(RunConfig, saved) == self.config
+            saved = from_dict(RunConfig, checkpoint.state["config"])
         except ConfigError:
-            return False
+            saved = None
+        if saved is None or not same_steps(self.config, saved):
+            raise CheckpointError(
+                f"{checkpoint.path}: a checkpoint of another config than {self.directory.config}"
+            )
+        return saved
 
     def _restore(self, trainer: Trainer) -> None:
         """Load the latest checkpoint of a resumed run; one that was killed before its first starts over."""
@@ -154,18 +178,25 @@ class _Session:
             self._say("no checkpoint yet: starting from step 0")
             return
         checkpoint = read_checkpoint(latest_checkpoint(self.directory.checkpoints), verify=False)
-        if not self._is_own(checkpoint.state["config"]):
-            raise CheckpointError(
-                f"{checkpoint.path}: a checkpoint of another config than {self.directory.config}"
-            )
+        saved = self._saved_config(checkpoint)
         trainer.restore(checkpoint)
         self._say(f"resuming {checkpoint.path}")
+        if saved.train.steps != self.config.train.steps:
+            self._say(extension_words(self.config, saved.train.steps, trainer.progress.step))
         before = checkpoint.state["processes"]
         if before != self.world.size:
             self._say(
                 f"{before} process(es) before, {self.world.size} now: the same batches, but not bit for bit"
                 " what an uninterrupted run would give"
             )
+
+    def _note_changes(self, trainer: Trainer) -> None:
+        """Keep the options that --resume has changed, and take back the summary of an end that is none
+        now."""
+        if self.resume:
+            self.directory.save_config(self.config)
+            if trainer.progress.step < self.config.train.steps:
+                self.directory.summary.unlink(missing_ok=True)
 
     def _say_backend(self, trainer: Trainer) -> None:
         """What computes the experts, and why: the slow path must not go unnoticed."""
