@@ -396,12 +396,16 @@ def test_texts_that_changed_since(fields, texts, tmp_path, capsys):
     ("options", "message"),
     [
         (["smoke"], "preset = 'smoke': the run has a config of its own"),
-        (["--model.router.top-k", "3"], "continues a run with its own config, of which only these options
-        can"), (["--train.seed", "3"], "continues a run with its own config, of which only these options can
-        change: --"), (["--optimizer.lr", "1"], "continues a run with its own config"), (["--train.steps",
-        "11"], "train.steps = 11: must be at least the run's own, 12, with --resume"), (["--dense-twin"],
-        "--dense-twin has no effect with --resume"), (["--name", "other"], "--name has no effect with
-        --resume"), (["--out", "elsewhere"], "--out has no effect with --resume"),
+        (
+            ["--model.router.top-k", "3"],
+            "continues a run with its own config, of which only these options can",
+        ),
+        (["--train.seed", "3"], "continues a run with its own config"),
+        (["--optimizer.lr", "1"], "continues a run with its own config"),
+        (["--train.steps", "11"], "train.steps = 11: must be at least the run's own, 12, with --resume"),
+        (["--dense-twin"], "--dense-twin has no effect with --resume"),
+        (["--name", "other"], "--name has no effect with --resume"),
+        (["--out", "elsewhere"], "--out has no effect with --resume"),
     ],
 )
 def test_resume_takes_only_what_leaves_the_steps_as_they_are(copied, capsys, options, message):

@@ -83,8 +83,8 @@ def test_bad_input(model, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     "option",
     [
-        ["--context", "8"], ["--stride", "8"], ["--max-tokens", "9"], ["--max-bytes", "9"], ["--text-field",
-        "t"], ["--domain-field", "d"],
+        ["--context", "8"], ["--stride", "8"], ["--max-tokens", "9"], ["--max-bytes", "9"],
+        ["--text-field", "t"], ["--domain-field", "d"],
     ],
 )  # fmt: skip
 def test_options_of_texts_need_texts(model, capsys, option):

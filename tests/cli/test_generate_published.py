@@ -136,6 +136,10 @@ def test_what_prompts_share_is_read_once(tmp_path, capsys):
     assert json.loads(written(capsys, folder, *chat))["prompt_tokens_saved"] > 120
 
 
+GREEDY = "has no effect with --temperature 0, which is greedy"
+AT_THE_END = "has no effect with several prompts, whose texts are shown at their end"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -151,11 +155,11 @@ def test_what_prompts_share_is_read_once(tmp_path, capsys):
         (["--speculative", "--draft-tokens", "0"], "draft_tokens = 0: must be at least 1"),
         (["--speculative", "--seed", "3"], "--seed has no effect with --speculative, which is greedy"),
         (["--speculative", "--top-p", "0.5"], "--top-p has no effect with --speculative, which is greedy"),
-        (["--temperature", "0", "--top-k", "3"], "--top-k has no effect with --temperature 0, which is
-        greedy"), (["--temperature", "0", "--min-p", "0.1"], "--min-p has no effect with --temperature 0,
-        which is greedy"), (["--temperature", "0", "--seed", "1"], "--seed has no effect with --temperature 0,
-        which is greedy"), (["--no-stream", "--json"], "--no-stream has no effect with --json"), (["y",
-        "--no-stream"], "--no-stream has no effect with several prompts, whose texts are shown at their end"),
+        (["--temperature", "0", "--top-k", "3"], f"--top-k {GREEDY}"),
+        (["--temperature", "0", "--min-p", "0.1"], f"--min-p {GREEDY}"),
+        (["--temperature", "0", "--seed", "1"], f"--seed {GREEDY}"),
+        (["--no-stream", "--json"], "--no-stream has no effect with --json"),
+        (["y", "--no-stream"], f"--no-stream {AT_THE_END}"),
     ],
 )
 def test_options_that_mean_nothing(model, capsys, options, message):

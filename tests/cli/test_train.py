@@ -193,16 +193,22 @@ CONSTANT = ["--optimizer.schedule", "constant"]
 
 @pytest.mark.parametrize("schedule", [CONSTANT, []], ids=["constant", "wsd"])
 def test_a_finished_run_can_be_extended(fields, tmp_path, capsys, schedule):
-    """Bit for bit the longer run where the schedule does not depend on the steps, and a word where it
-    does."""
-    long = ["train", "smoke", *fields, *schedule, "--out", str(tmp_path), "--name", "long", "--train.steps",
-    "18"] assert main(long) == 0 assert main([*long[:-3], "run", "--train.steps", "12"]) == 0 run = tmp_path /
-    "run" capsys.readouterr() options = ["--train.steps", "18", "--train.log-every", "3"] assert
-    main(["train", "--resume", str(run), *options]) == 0 out = capsys.readouterr().out same = "extended from
-    12 to 18 steps: bit for bit a run of 18 steps from the start" in out assert same is bool(schedule) assert
-    ("a run of 18 steps from the start would end elsewhere" in out) is not same assert summary(run)["steps"]
-    == 18 config = RunDir(run).load_config() assert (config.train.steps, config.train.log_every) == (18, 3) if
-    same:
+    """Bit for bit the longer run where the schedule does not depend on the steps, and a word where it does."""
+    base = ["train", "smoke", *fields, *schedule, "--out", str(tmp_path)]
+    assert main([*base, "--name", "long", "--train.steps", "18"]) == 0
+    assert main([*base, "--name", "run", "--train.steps", "12"]) == 0
+    run = tmp_path / "run"
+    capsys.readouterr()
+    options = ["--train.steps", "18", "--train.log-every", "3"]
+    assert main(["train", "--resume", str(run), *options]) == 0
+    out = capsys.readouterr().out
+    same = "extended from 12 to 18 steps: bit for bit a run of 18 steps from the start" in out
+    assert same is bool(schedule)
+    assert ("a run of 18 steps from the start would end elsewhere" in out) is not same
+    assert summary(run)["steps"] == 18
+    config = RunDir(run).load_config()
+    assert (config.train.steps, config.train.log_every) == (18, 3)
+    if same:
         assert_same_end(run, tmp_path / "long")
     # It is a run of 18 steps now, and continues as one.
     assert main(["train", "--resume", str(run)]) == 0
@@ -220,9 +226,11 @@ def test_json_is_the_summary(fields, tmp_path, capsys):
 
 
 def test_quiet_shows_the_result_alone(fields, tmp_path, capsys):
-    argv = ["train", "smoke", *fields, "--out", str(tmp_path), "--name", "run", "--train.steps", "2",
-    "--quiet"] assert main(argv) == 0 out, err = capsys.readouterr() assert err == "" and "step 1" not in out
-    and "experts by" not in out assert "bits per byte on validation text" in out and "report: " in out
+    options = ["--name", "run", "--train.steps", "2", "--quiet"]
+    assert main(["train", "smoke", *fields, "--out", str(tmp_path), *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "step 1" not in out and "experts by" not in out
+    assert "bits per byte on validation text" in out and "report: " in out
 
 
 def test_validations_say_how_much_text_they_read(fields, tmp_path, capsys):
@@ -238,5 +246,5 @@ def test_fields_have_the_names_of_other_verbs_too(fields, tmp_path):
     options = ["--steps", "1", "--context", "32", "--batch-size=2", "--dtype", "bf16", "--seed", "5"]
     assert main(["train", "smoke", *fields, *options, "-o", str(tmp_path), "--name", "run"]) == 0
     train = RunDir(tmp_path / "run").load_config().train
-    assert (train.steps, train.seq_len, train.batch_size, train.precision, train.seed) == (1, 32, 2,
-    "bfloat16", 5)
+    assert (train.steps, train.seq_len, train.batch_size, train.seed) == (1, 32, 2, 5)
+    assert train.precision == "bfloat16"
