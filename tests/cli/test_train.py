@@ -193,7 +193,7 @@ CONSTANT = ["--optimizer.schedule", "constant"]
 
 @pytest.mark.parametrize("schedule", [CONSTANT, []], ids=["constant", "wsd"])
 def test_a_finished_run_can_be_extended(fields, tmp_path, capsys, schedule):
-    """Bit for bit the longer run where the schedule does not depend on the steps, and a word where it does."""
+    """Bit for bit the longer run where the schedule does not depend on the steps; said where it does."""
     base = ["train", "smoke", *fields, *schedule, "--out", str(tmp_path)]
     assert main([*base, "--name", "long", "--train.steps", "18"]) == 0
     assert main([*base, "--name", "run", "--train.steps", "12"]) == 0
@@ -237,7 +237,11 @@ def test_validations_say_how_much_text_they_read(fields, tmp_path, capsys):
     options = ["--train.steps", "2", "--train.eval-every", "1", "--train.eval-tokens", "256"]
     assert main(["train", "smoke", *fields, *options, "--out", str(tmp_path), "--name", "run"]) == 0
     out = capsys.readouterr().out
-    assert "bits per byte (on 256 tokens of held-out text)" in out
+    evals = [record for record in records(tmp_path / "run") if record["kind"] == "eval"]
+    for record in evals:
+        tokens = sum(domain["tokens"] for domain in record["domains"].values())
+        assert 0 < tokens <= 256
+        assert f"bits per byte (on {tokens:,} tokens of held-out text)" in out
     size = sum(domain["bytes"] for domain in summary(tmp_path / "run")["eval"]["domains"].values())
     assert f"bits per byte on validation text, all {size:,} bytes of it" in " ".join(out.split())
 

@@ -20,7 +20,7 @@ from moeworks.cli.listing import LISTS
 from moeworks.cli.options import parse_options
 from moeworks.cli.streams import result_stream
 
-_LINE = re.compile(r"^[│| ]{0,3}(-\S.*?)(?:\s{2,}|$)", re.MULTILINE)
+_LINE = re.compile(r"^[│| ]{0,3}(--?\w.*?)(?: {2,}|$)", re.MULTILINE)
 """The beginning of an option's line in a page of help; what it means stands further right."""
 _OPTION = re.compile(r"--[a-z][\w.-]*")
 
