@@ -1,4 +1,4 @@
-"""When a training run says that its routing goes wrong."""
+"""Thresholds of the alarms of a training run."""
 
 import math
 from dataclasses import dataclass
@@ -15,23 +15,24 @@ class AlarmConfig:
     """
 
     enabled: bool = True
-    """False computes nothing and never alarms."""
+    """Whether alarms are computed at all."""
     patience: int = 3
-    """Lines in a row that must be bad to raise an alarm, and good to end it: one odd line is no news."""
+    """Consecutive lines of metrics that must be bad to raise an alarm, and good to end it."""
     release: float = 0.8
-    """An alarm ends when its figure is back within this share of the threshold; between, nothing moves."""
+    """Share of the threshold within which a figure must be for its alarm to end."""
     grace_steps: int = 100
-    """Steps at the start that are not judged: routers begin uneven, and experts that lag behind catch up."""
+    """Steps at the start that are not judged, because routers begin uneven and settle."""
     breadth: float = 0.1
     """Route collapse: a layer's breadth below this, e.g. under 5 of 32 experts at top_k 2."""
     dead_share: float = 0.1
-    """Dying experts: more than this share of a layer's experts each does under 1 % of its fair share."""
+    """Dying experts: more than this share of the experts of a layer have under 1 % of their fair share of
+    tokens."""
     logit_size: float = 32.0
-    """Exploding router logits: a token's largest logit, on average, is larger than this. bfloat16 numbers lie
+    """Exploding router logits: the mean over tokens of the largest logit is above this. bfloat16 numbers lie
     0.25 apart from there on, so rounding alone moves a weight by 13 %, and softmax has no gradient left."""
     bias_spread: float = 1.0
-    """Bias runaway: largest minus smallest expert_bias. Scores lie between 0 and 1: beyond 1 the bias alone
-    decides between two experts, whatever the token is."""
+    """Bias runaway: the largest minus the smallest expert_bias is above this. Scores lie between 0 and 1:
+    beyond 1 the bias alone decides between two experts, whatever the token is."""
     domain_breadth: float = 0.05
     """Domain starvation: the breadth of one domain's tokens below this in a layer that is not collapsed: few
     experts serve the whole domain, and what they have learned is all that it gets."""

@@ -1,4 +1,4 @@
-"""Which balance losses and bias updates a training run uses."""
+"""Balance losses and bias updates of a training run."""
 
 import math
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ class BalanceConfig:
     switch_coef: float = 0.0
     """Switch / GShard loss over each micro-batch (Fedus et al. 2021, eq. 4)."""
     global_batch_coef: float = 0.01
-    """The same loss over all ranks and accumulation steps (Qiu et al. 2025)."""
+    """Switch loss over all ranks and accumulation steps (Qiu et al. 2025)."""
     sequence_coef: float = 0.0
     """Sequence-wise loss (DeepSeek-V3, section 2.1.2); a packed document is a sequence of its own."""
     device_coef: float = 0.0
@@ -38,12 +38,12 @@ class BalanceConfig:
     num_devices: int = 1
     """Devices that hold equal, consecutive shares of the experts, for the two device losses."""
     bias_rule: Literal["none", "sign", "proportional", "quantile"] = "none"
-    """Move expert_bias once per optimizer step: loss-free balancing (Wang et al. 2024) by the sign or size of
-    the surplus; quantile: to the dual prices of the balanced assignment (quantile balancing)."""
+    """Rule that moves expert_bias in every optimizer step: by the sign or the size of the surplus (loss-free
+    balancing, Wang et al. 2024), or to the dual prices of the balanced assignment (quantile balancing)."""
     bias_rate: float = 1e-3
-    """Size u of one bias step; with quantile the share of the way that it goes, e.g. 0.1."""
+    """Size u of one step of the bias; with quantile the share of the way that a step goes, e.g. 0.1."""
     bias_recentre: bool = False
-    """Keep the mean of expert_bias at 0."""
+    """Whether the mean of expert_bias is kept at 0."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -1,4 +1,4 @@
-"""What every way to choose experts answers: the base of the choices in choices.py."""
+"""The base of the ways to choose experts in choices.py, and their checks."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Choice:
-    """What every choice answers; the defaults are those of top-k, but for `pooled`."""
+    """Properties of a way to choose experts; the defaults are those of top-k, except for `pooled`."""
 
     variable: ClassVar[bool] = False
     """Whether a token may have fewer experts than it has slots."""
@@ -19,30 +19,30 @@ class Choice:
     rewarded: ClassVar[bool] = False
     """Whether the router learns from each token's own loss after the forward pass."""
     pooled: ClassVar[bool] = False
-    """Whether it keeps to a pool of experts that depends on the token's type (router.pools)."""
+    """Whether a token keeps to a pool of experts that depends on its type (router.pools)."""
     no_pools: ClassVar[str] = "it chooses among all experts"
-    """Why it does not."""
+    """Reason why it does not keep to pools."""
 
     sparse: ClassVar[bool] = True
-    """Whether a token has experts of its own. Without, the layer is no MoE, and not for a decoder."""
+    """Whether a token has experts of its own. A layer without that is no MoE layer of a decoder."""
 
     def slots(self, router: "RouterConfig") -> int:
-        """Slots of a token: the most experts that it can have."""
+        """Slots of a token: the largest number of its experts."""
         return router.top_k
 
     def looks_ahead(self, *, training: bool) -> str | None:
-        """Why a token's experts depend on later tokens; None where they do not."""
+        """Reason why the experts of a token depend on later tokens; None where they do not."""
         return None
 
     def check_router(self, router: "RouterConfig") -> None:
         """Raise ConfigError for options of the router that this choice cannot honour."""
 
     def in_vocabulary(self, vocab_size: int) -> "Choice":
-        """This choice in a model with so many tokens."""
+        """This choice in a model with a vocabulary of that size."""
         return self
 
     def extra_parameters(self, d_model: int) -> int:
-        """Parameters beside those of the linear router."""
+        """Number of parameters beyond those of the linear router."""
         return 0
 
 

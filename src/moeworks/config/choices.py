@@ -1,4 +1,4 @@
-"""How experts are chosen once they have scores: one small config a way, told apart by `kind`.
+"""Ways to choose experts by their scores: one small config for each, named by its `kind`.
 
 A choice is a field of RouterConfig. Each says how many slots a token has, whether some of them may stay
 empty, whether it looks at later tokens, and what it cannot be combined with. docs/routers.md has the table.
@@ -24,7 +24,7 @@ class TopKChoice(Choice):
     pooled: ClassVar[bool] = True
 
     kind: Literal["top_k"] = "top_k"
-    """Token choice."""
+    """Choice of experts by tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,20 @@ class ExpertChoice(Choice):
     pooled: ClassVar[bool] = True
 
     kind: Literal["expert_choice"] = "expert_choice"
-    """Expert choice."""
+    """Choice of tokens by experts."""
     capacity_factor: float = 1.0
-    """An expert takes ceil(this * tokens * top_k / experts) tokens; above 1 tokens have more than top_k."""
+    """Factor of the tokens of an expert, ceil(factor * tokens * top_k / experts); above 1, tokens have more
+    than top_k experts on average."""
     scope: Literal["batch", "sequence"] = "batch"
-    """The tokens that an expert chooses from: a micro-batch, where texts compete with each other, or each
-    sequence by itself, where an expert takes at least one token of every packed document."""
+    """Tokens that an expert chooses from: those of a micro-batch, where texts compete with each other, or of
+    each sequence on its own, where an expert takes at least one token of every packed document."""
     causal: Literal["evaluation", "always", "no"] = "evaluation"
     """Where a token goes by its own scores instead, to experts that give it more than a cutoff that each
     has learnt in training: in evaluation, always, or nowhere; then evaluation of a decoder is refused."""
     momentum: float = 0.99
-    """How slowly cutoffs forget, per optimizer step."""
+    """Share of a cutoff that is kept in each optimizer step."""
     max_experts: int | None = None
-    """Slots of a token, which keeps its best experts; None means all experts."""
+    """Slots of a token, which keeps its best experts; None is as many as there are experts."""
 
     def slots(self, router: "RouterConfig") -> int:
         return self.max_experts or router.num_routes
@@ -89,11 +90,11 @@ class SinkhornChoice(Choice):
     pooled: ClassVar[bool] = True
 
     kind: Literal["sinkhorn"] = "sinkhorn"
-    """Sinkhorn; greedy top-k in evaluation."""
+    """Sinkhorn plan in training; greedy top-k in evaluation."""
     iterations: int = 20
     """Rounds of scaling columns and rows."""
     temperature: float = 1.0
-    """Logits are divided by this: a lower one comes closer to the linear assignment, in more rounds."""
+    """Divisor of the logits: a lower one comes closer to the linear assignment, in more rounds."""
 
     def looks_ahead(self, *, training: bool) -> str | None:
         return _global(training)
@@ -111,7 +112,7 @@ class AssignmentChoice(Choice):
     pooled: ClassVar[bool] = True
 
     kind: Literal["assignment"] = "assignment"
-    """Linear assignment, exactly; greedy top-k in evaluation."""
+    """Exact linear assignment in training; greedy top-k in evaluation."""
 
     def looks_ahead(self, *, training: bool) -> str | None:
         return _global(training)
@@ -128,9 +129,10 @@ class TopPChoice(Choice):
     pooled: ClassVar[bool] = True
 
     kind: Literal["top_p"] = "top_p"
-    """As many experts as a token needs to be sure."""
+    """As many experts as reach a probability (top-p)."""
     p: float = 0.5
-    """Probability that the experts of a token have together; sigmoid scores are divided by their sum."""
+    """Probability that the experts of a token reach together; sigmoid scores are divided by their sum
+    first."""
 
     def check_router(self, router: "RouterConfig") -> None:
         check(0 < self.p <= 1, "router.choice.p", self.p, "must lie in (0, 1]")
@@ -139,7 +141,7 @@ class TopPChoice(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdChoice(Choice):
-    """All experts with at least a score: at least min_experts, at most top_k."""
+    """All experts whose score reaches a threshold: at least min_experts, at most top_k."""
 
     variable: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
@@ -147,13 +149,14 @@ class ThresholdChoice(Choice):
     kind: Literal["threshold"] = "threshold"
     """Every expert whose score is high enough."""
     threshold: float = 0.1
-    """That score; where a token's mean number is given, the first one."""
+    """Least score of a chosen expert; with mean_experts, where the threshold starts."""
     mean_experts: float | None = None
-    """Move the threshold once per optimizer step towards so many experts a token; None keeps it."""
+    """Mean number of experts of a token that the threshold is moved towards in every optimizer step; None
+    keeps the threshold."""
     rate: float = 0.05
-    """How fast it moves: by exp(rate * (mean / wanted - 1))."""
+    """Rate of that movement: the threshold is multiplied by exp(rate * (mean / mean_experts - 1))."""
     min_experts: int = 1
-    """The best so many experts are taken whatever their score."""
+    """Number of best experts that are taken whatever their score is."""
 
     def check_router(self, router: "RouterConfig") -> None:
         check(self.threshold > 0, "router.choice.threshold", self.threshold, "must be positive")
@@ -184,9 +187,9 @@ class CustomChoice(Choice):
     kind: Literal["custom"] = "custom"
     """A router of your own."""
     name: str = ""
-    """The name that it was registered under."""
+    """Name that the router was registered under."""
     max_experts: int | None = None
-    """Slots of a token; None means top_k."""
+    """Slots of a token; None is top_k."""
 
     def slots(self, router: "RouterConfig") -> int:
         return self.max_experts or router.top_k
@@ -210,7 +213,7 @@ ChoiceConfig = (
     | SoftChoice
     | CustomChoice
 )
-"""Any of them."""
+"""Config of a way to choose experts, of any kind."""
 
 
 def check_plain(router: "RouterConfig", kind: str, *, scores: bool = False) -> None:

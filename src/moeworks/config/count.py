@@ -32,7 +32,7 @@ class ParameterCount:
     lm_head: int
     """Output projection [V, D] with its bias; 0 when it is the embedding."""
     active_experts: int
-    """The part of `experts` that one token uses; not a component of its own."""
+    """Parameters of the routed experts that one token uses; a part of `experts`."""
     mtp: int = 0
     """Multi-token prediction layers, which makers leave out of the total and which decoding can leave out."""
 

@@ -13,26 +13,26 @@ from moeworks.config.mixers import (
 
 @dataclass(frozen=True, kw_only=True)
 class MixerCount:
-    """What one layer's mixer holds and does."""
+    """Counts of the mixer of one layer."""
 
     matrices: int
     """Entries of the matrices that every token is multiplied with."""
     others: int = 0
-    """Biases, sinks, convolutions, decay rates."""
+    """Parameters of biases, sinks, convolutions and decay rates."""
     norms: int = 0
-    """Weights and biases of the norms inside."""
+    """Parameters of the norms inside the mixer."""
     router: int = 0
-    """Router of a mixture of attention."""
+    """Parameters of the router of a mixture of attention."""
     experts: int = 0
-    """All experts of a mixture of attention."""
+    """Parameters of all experts of a mixture of attention."""
     active_experts: int = 0
-    """Those of one token."""
+    """Parameters of the experts that one token uses."""
     per_key: int = 0
-    """Multiply-adds per query and key that it sees, over all heads: scores and values."""
+    """Multiply-adds for scores and values, over all heads, per query and key that the query sees."""
     reach: int | None = None
-    """Keys that a query sees at most; None means all."""
+    """Most keys that a query sees; None is all."""
     per_token: int = 0
-    """Multiply-adds per token of a recurrence, whatever the length."""
+    """Multiply-adds per token of a recurrence, for any length."""
     scorer_per_key: int = 0
     """Multiply-adds per query and key of a sparse indexer, which looks at all keys."""
     cached: int = 0
@@ -40,9 +40,9 @@ class MixerCount:
     cached_expanded: int = 0
     """Values per token of a cache that holds the keys and values of every head, where that differs."""
     cache_reach: int | None = None
-    """Tokens that the cache keeps at most; None means all."""
+    """Most tokens that the cache keeps; None is all."""
     state: int = 0
-    """Values of a sequence's state, whatever its length."""
+    """Values of the state of a sequence of any length."""
     decode_per_key: int | None = None
     """`per_key` in decoding where that differs: MLA scores and sums latents."""
 

@@ -1,4 +1,4 @@
-"""Routers without parameters: experts by a hash of the token, at random, in turn."""
+"""Routers without parameters: experts by a hash of the token, at random, or in turn."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,7 +16,7 @@ _SCORING = (
 
 
 class FixedChoice(Choice):
-    """No scores, so none of their options; every weight is routing_scale / top_k."""
+    """A choice without scores, and so without their options; every weight is routing_scale / top_k."""
 
     linear: ClassVar[bool] = False
     no_pools: ClassVar[str] = "its experts are a function of ids and places over all of them"
@@ -32,12 +32,12 @@ class HashChoice(FixedChoice):
     kind: Literal["hash"] = "hash"
     """Fixed experts of each token of the vocabulary."""
     function: Literal["universal", "modulo", "balanced"] = "universal"
-    """universal: random functions, one a slot (Carter and Wegman 1979); modulo: the digits of the id in base
+    """universal: one random function per slot (Carter and Wegman 1979); modulo: the digits of the id in base
     E; balanced: tokens by falling frequency in the training text, each to the experts with the least load."""
     seed: int = 0
-    """Of the random functions."""
+    """Random seed of the functions."""
     vocab_size: int | None = None
-    """Of the table of `balanced`; None takes the model's."""
+    """Size of the table of `balanced`; None is the size of the model's vocabulary."""
 
     def in_vocabulary(self, vocab_size: int) -> "HashChoice":
         return self if self.vocab_size is not None else replace(self, vocab_size=vocab_size)
@@ -58,7 +58,7 @@ class RandomChoice(FixedChoice):
     """step: drawn anew in each optimizer step for each place and token of a sequence, in evaluation always as
     in step 0; token: drawn once for each token of the vocabulary (random hash of Roller et al. 2021)."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed of the draws."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**31, "router.choice.seed", self.seed, "must lie between 0 and 2**31 - 1")

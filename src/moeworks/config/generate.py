@@ -1,4 +1,4 @@
-"""How text is drawn from a model."""
+"""Settings of text generation."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,23 @@ from moeworks.errors import check
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is drawn.
+    """Settings of the draw of the next token.
 
     In this order: repetition_penalty, temperature, top_k, top_p, min_p, each of what those before it left.
     """
 
     temperature: float = 0.8
-    """Logits are divided by it; 0 takes the most probable token."""
+    """Divisor of the logits; 0 takes the most probable token."""
     top_p: float = 1.0
-    """Draw from the fewest most probable tokens whose probabilities sum to at least this (Holtzman 2020)."""
+    """Least sum of probabilities of the most probable tokens that are drawn from (Holtzman 2020)."""
     top_k: int | None = None
-    """Draw from the k most probable tokens."""
+    """Number of most probable tokens that are drawn from."""
     min_p: float = 0.0
-    """Draw from tokens at least this many times as probable as the most probable one (Nguyen 2024)."""
+    """Least probability of a token that is drawn from, as a share of that of the most probable one (Nguyen
+    2024)."""
     repetition_penalty: float = 1.0
-    """Logits of tokens in prompt and text are divided by it where positive, else multiplied (Keskar 2019)."""
+    """Divisor of positive logits of tokens that prompt or text contain already, and factor of negative ones
+    (Keskar 2019)."""
 
     def __post_init__(self) -> None:
         check(0 <= self.temperature < math.inf, "temperature", self.temperature, "must not be negative")
@@ -35,15 +37,15 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How a text is continued."""
+    """Settings of the continuation of a text."""
 
     max_new_tokens: int = 100
-    """Tokens to write at most."""
+    """Largest number of tokens to write."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these."""
+    """Strings before the first of which the text ends."""
     sampling: SamplingConfig = SamplingConfig()
     prefill_chunk: int = 2048
-    """A prompt is read in pieces of at most so many tokens, which bounds the memory that it takes."""
+    """Most tokens of a prompt that are read at a time, which bounds the memory that reading takes."""
 
     def __post_init__(self) -> None:
         check(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must not be negative")

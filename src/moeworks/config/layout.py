@@ -11,14 +11,16 @@ class LayerPatternConfig:
     """Which layers hold a MoE; the others hold a dense block."""
 
     first_dense: int = 0
-    """The first n layers are dense (DeepSeek's first_k_dense_replace)."""
+    """Number of dense layers at the beginning (first_k_dense_replace of DeepSeek)."""
     every: int = 1
-    """Of the rest every n-th is a MoE, counted so that the n-th is the first (Qwen's decoder_sparse_step)."""
+    """Distance n of MoE layers: of the layers after the dense ones every n-th, the n-th first
+    (decoder_sparse_step of Qwen)."""
     explicit: tuple[int, ...] | None = None
-    """The MoE layers by index; overrides the two above. An empty list makes a dense model."""
+    """Indices of the MoE layers, in the place of the two fields above. An empty list makes a dense model."""
     shortcut: bool = False
-    """A MoE layer has its dense block too. The MoE reads what that reads, and its output joins the stream
-    after the next layer, so that experts may compute beside it (LongCat-Flash, section 2.2)."""
+    """Whether a MoE layer has a dense block as well. The MoE reads the input of that block, and its output
+    joins the stream after the next layer, so that experts may compute beside it (LongCat-Flash, section
+    2.2)."""
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the MoE layers of a model with `num_layers` layers, ascending."""
@@ -57,15 +59,15 @@ class NormConfig:
     """The norms of the residual stream, and of queries and keys."""
 
     kind: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm."""
+    """Kind of norm: RMSNorm or LayerNorm."""
     bias: bool = False
-    """LayerNorm with a bias."""
+    """Whether LayerNorm has a bias."""
     zero_centred: bool = False
-    """RMSNorm that multiplies by 1 + weight (Qwen3-Next)."""
+    """Whether RMSNorm multiplies by 1 + weight (Qwen3-Next)."""
     placement: Literal["pre", "post", "sandwich"] = "pre"
-    """x + f(norm(x)), x + norm(f(x)) (FlexOlmo), or x + norm(f(norm(x))) (Grok-1)."""
+    """Place of the norms: x + f(norm(x)), x + norm(f(x)) (FlexOlmo), or x + norm(f(norm(x))) (Grok-1)."""
     final_eps: float | None = None
-    """Epsilon of the norm before the output projection; None means norm_eps."""
+    """Epsilon of the norm before the output projection; None is norm_eps."""
 
     def __post_init__(self) -> None:
         check(not self.bias or self.kind == "layer", "norm.bias", self.bias, "is for kind = 'layer'")

@@ -22,46 +22,47 @@ class GQAConfig:
     num_heads: int = 4
     """Query heads."""
     num_kv_heads: int = 4
-    """Key/value heads; divides num_heads. Equal to num_heads is multi-head attention, 1 is multi-query."""
+    """Key/value heads, a divisor of num_heads: num_heads is multi-head attention, 1 is multi-query."""
     head_dim: int | None = None
-    """Width of one head; None means d_model / num_heads."""
+    """Width of one head; None is d_model / num_heads."""
     v_head_dim: int | None = None
-    """Width of a value; None means that of a query (MiMo-V2-Flash has narrower ones)."""
+    """Width of a value; None is the width of a query (MiMo-V2-Flash has narrower values)."""
     qk_norm: bool = True
-    """Normalise queries and keys."""
+    """Whether queries and keys are normalised."""
     qk_norm_kind: Literal["head", "flat", "l2"] = "head"
-    """Each head by RMS (Qwen3), all heads as one vector (OLMoE), or each head without a weight (Llama 4)."""
+    """Norm of queries and keys: of each head (Qwen3), of all heads as one vector (OLMoE), or of each head
+    without a weight (Llama 4)."""
     qk_norm_after_rope: bool = False
-    """After the rotation instead of before it."""
+    """Whether queries and keys are normalised after their rotation instead of before it."""
     qkv_bias: bool = False
-    """Biases on the query, key and value projections."""
+    """Whether the query, key and value projections have biases."""
     output_bias: bool = False
-    """A bias on the output projection."""
+    """Whether the output projection has a bias."""
     qkv_clip: float | None = None
-    """Clamp queries, keys and values to this magnitude (OLMoE, DBRX)."""
+    """Largest magnitude of queries, keys and values, which are clamped to it (OLMoE, DBRX)."""
     softmax_scale: float | None = None
-    """Multiplies the scores; None means head_dim^-0.5."""
+    """Factor of the scores; None is head_dim^-0.5."""
     value_scale: float = 1.0
-    """Multiplies the values (MiMo-V2-Flash)."""
+    """Factor of the values (MiMo-V2-Flash)."""
     score_softcap: float | None = None
-    """Scores become cap * tanh(score / cap) (Grok-1)."""
+    """Cap of the scores, which become cap * tanh(score / cap) (Grok-1)."""
     window: int | None = None
-    """A token sees the last `window` positions, its own included (sliding window)."""
+    """Positions that a token sees, its own and those before it (sliding window); None is all of them."""
     chunk: int | None = None
-    """A token sees the earlier positions of its own block of this length (Llama 4)."""
+    """Length of blocks: a token sees the earlier positions of its own block (Llama 4)."""
     sinks: bool = False
-    """A trained logit per head that takes part in the softmax and stands for nothing (gpt-oss)."""
+    """Whether every head has a trained logit that takes part in the softmax without a value (gpt-oss)."""
     output_gate: bool = False
-    """Multiply the heads' output by the sigmoid of a projection of the input (Qwen3-Next)."""
+    """Whether the heads' output is multiplied by the sigmoid of a projection of the input (Qwen3-Next)."""
     temperature_floor: int | None = None
-    """Llama 4's layers without positions: queries grow with log(1 + floor((position + 1) / this))."""
+    """In layers of Llama 4 without positions: queries grow with log(1 + floor((position + 1) / this))."""
     temperature_scale: float = 0.1
-    """By how much they grow."""
+    """Factor of that growth."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     mask_documents: bool = True
-    """In packed batches attention does not look across a document boundary."""
+    """Whether attention in packed batches stops at document boundaries."""
 
     def __post_init__(self) -> None:
         check(self.num_heads >= 1, "attention.num_heads", self.num_heads, "must be at least 1")
@@ -85,13 +86,13 @@ class GQAConfig:
             self.window is None or self.chunk is None,
             "attention.chunk",
             self.chunk,
-            f"goes not with window = {self.window}",
+            f"cannot be combined with window = {self.window}; set one of the two",
         )
         check(
             self.score_softcap is None or not self.sinks,
             "attention.score_softcap",
             self.score_softcap,
-            "goes not with sinks",
+            "cannot be combined with sinks; set one of the two",
         )
 
 
@@ -102,13 +103,14 @@ class IndexerConfig:
     num_heads: int = 64
     """Heads of the scorer."""
     head_dim: int = 128
-    """Width of one of them; the scorer's keys have one head."""
+    """Width of one head of the scorer; its keys have one head."""
     top_k: int = 2048
     """Keys that a query keeps."""
     rope_style: Literal["half", "interleaved"] = "half"
     """Pairs of the scorer's rotation, which may differ from the attention's own."""
     shared: bool = False
-    """Have no scorer, and take the keys that the nearest earlier layer which has one chose (GLM-5.2)."""
+    """Whether the layer has no scorer, and takes the keys of the nearest earlier layer that has one
+    (GLM-5.2)."""
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "top_k"):
@@ -122,37 +124,38 @@ class MLAConfig:
     kind: Literal["mla"] = "mla"
     """Multi-head latent attention."""
     num_heads: int = 4
-    """Heads."""
+    """Number of heads."""
     q_lora_rank: int | None = None
-    """Width of the queries' latent; None projects queries directly."""
+    """Width of the latent of queries; None projects queries without a latent."""
     kv_lora_rank: int = 32
     """Width of the latent of keys and values, which the cache holds."""
     nope_head_dim: int = 16
-    """Part of a query or key without positions."""
+    """Width of the part of a query or key that has no positions."""
     rope_head_dim: int = 8
-    """Part with rotary positions; the key's is shared by all heads, and cached."""
+    """Width of the part with rotary positions; that of the key is shared by all heads, and cached."""
     v_head_dim: int = 16
     """Width of a value."""
     latent_eps: float = 1e-6
-    """Epsilon of the latents' RMSNorms: published models use 1e-6 whatever their norm_eps."""
+    """Epsilon of the RMSNorms of the latents: published models use 1e-6 whatever their norm_eps is."""
     bias: bool = False
-    """Biases on the projections into the latents and on the output projection."""
+    """Whether the projections into the latents and the output projection have biases."""
     scale_latents: bool = False
-    """Multiply queries by sqrt(d_model / q_lora_rank) and the latent of keys and values by
+    """Whether queries are multiplied by sqrt(d_model / q_lora_rank) and the latent of keys and values by
     sqrt(d_model / kv_lora_rank), so that their variances are those without latents (LongCat-Flash)."""
     softmax_scale: float | None = None
-    """Multiplies the scores; None means (nope_head_dim + rope_head_dim)^-0.5, times YaRN's mscale squared."""
+    """Factor of the scores; None is (nope_head_dim + rope_head_dim)^-0.5, times the square of YaRN's
+    mscale."""
     indexer: IndexerConfig | None = None
-    """Sparse attention over the keys that a scorer chooses; None sees all of them."""
+    """Scorer of sparse attention, which chooses the keys that a query sees; None is all keys."""
     temperature_floor: int | None = None
     """Mistral 4: queries grow with log(1 + floor(position / this))."""
     temperature_scale: float = 0.1
-    """By how much they grow."""
+    """Factor of that growth."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = field(default_factory=lambda: RopeConfig(style="interleaved"))
     mask_documents: bool = True
-    """In packed batches attention does not look across a document boundary."""
+    """Whether attention in packed batches stops at document boundaries."""
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "kv_lora_rank", "nope_head_dim", "v_head_dim"):
@@ -210,15 +213,15 @@ class GatedDeltaConfig:
     value_head_dim: int = 16
     """Width of a value: the columns of a state."""
     conv_kernel: int = 4
-    """Positions that the causal convolution before the recurrence sees."""
+    """Width in positions of the causal convolution before the recurrence."""
     decay: Literal["head", "channel"] = "head"
-    """One decay per value head, or one per row of its state (Kimi delta attention)."""
+    """Decays: one per value head, or one per row of its state (Kimi delta attention)."""
     latent_rank: int | None = None
-    """Decays and the output's gate come from latents of this width; None: from the input itself."""
+    """Width of the latents that decays and the gate of the output come from; None takes the input itself."""
     gate_activation: Literal["silu", "sigmoid"] = "silu"
-    """Of the output's gate."""
+    """Activation of the gate of the output."""
     mask_documents: bool = True
-    """In packed batches the state starts anew at a document boundary."""
+    """Whether the state in packed batches starts anew at document boundaries."""
 
     def __post_init__(self) -> None:
         for name in ("num_key_heads", "key_head_dim", "value_head_dim", "conv_kernel"):
@@ -235,17 +238,17 @@ class GatedDeltaConfig:
 
     @property
     def key_width(self) -> int:
-        """All queries, or all keys, of a token."""
+        """Width of all queries, or of all keys, of a token."""
         return self.num_key_heads * self.key_head_dim
 
     @property
     def value_width(self) -> int:
-        """All values of a token."""
+        """Width of all values of a token."""
         return self.num_value_heads * self.value_head_dim
 
     @property
     def num_decays(self) -> int:
-        """All decays of a token."""
+        """Number of decays of a token."""
         return self.num_value_heads * (self.key_head_dim if self.decay == "channel" else 1)
 
 
@@ -263,16 +266,16 @@ class MixtureOfAttentionConfig:
     head_dim: int = 32
     """Width of one head."""
     num_experts: int = 8
-    """Experts."""
+    """Number of experts."""
     top_k: int = 2
     """Experts per token; their weights are a softmax over the chosen logits."""
     output_bias: bool = True
-    """One bias on the mixed output."""
+    """Whether the mixed output has a bias."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     mask_documents: bool = True
-    """In packed batches attention does not look across a document boundary."""
+    """Whether attention in packed batches stops at document boundaries."""
 
     def __post_init__(self) -> None:
         check(self.num_kv_heads >= 1, "attention.num_kv_heads", self.num_kv_heads, "must be at least 1")
@@ -287,7 +290,7 @@ class MixtureOfAttentionConfig:
 
 
 MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
-"""Any of them."""
+"""Config of a mixer of any kind."""
 
 
 def check_shared_indexers(mixer_of_layers: Iterable[MixerConfig]) -> None:

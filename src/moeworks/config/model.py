@@ -25,9 +25,10 @@ class MLPConfig:
     d_ff: int = 384
     """Hidden width of a dense feed-forward block."""
     mlp_activation: Activation = "swiglu"
-    """swiglu, geglu, geglu_tanh and clamped_swiglu are gated (three matrices); the others are plain (two)."""
+    """Activation: swiglu, geglu, geglu_tanh and clamped_swiglu are gated (three matrices), the others plain
+    (two)."""
     mlp_bias: bool = False
-    """Biases on the dense block's projections."""
+    """Whether the projections of the dense block have biases."""
 
     def __post_init__(self) -> None:
         check(self.d_ff >= 1, "mlp.d_ff", self.d_ff, "must be at least 1")
@@ -40,14 +41,14 @@ class ExpertsConfig:
     d_expert: int = 128
     """Hidden width of one expert (F)."""
     activation: Activation = "swiglu"
-    """As mlp_activation, for the experts and the shared experts."""
+    """Activation of the experts and the shared experts, as mlp.activation."""
     expert_linear_bias: bool = False
-    """Biases inside the experts (gpt-oss); the output bias is weighted like the output."""
+    """Whether experts have biases (gpt-oss); the bias of the output is weighted like the output."""
     mixed_output_bias: bool = False
-    """One bias on the sum of the experts' outputs (JetMoE)."""
+    """Whether the sum of the experts' outputs has a bias (JetMoE)."""
     recompute_experts: bool = False
-    """Compute the experts' hidden activations again in the backward pass instead of keeping them: less
-    memory for a fifth more arithmetic."""
+    """Whether the hidden activations of the experts are computed again in the backward pass instead of being
+    kept: less memory for a fifth more arithmetic."""
 
     def __post_init__(self) -> None:
         check(self.d_expert >= 1, "experts.d_expert", self.d_expert, "must be at least 1")
@@ -58,11 +59,11 @@ class SharedExpertsConfig:
     """Experts that every token visits (DeepSeekMoE section 3.2)."""
 
     num_shared_experts: int = 0
-    """Computed as one block of num_shared_experts times the width."""
+    """Number of shared experts, which are computed as one block of as many times the width."""
     d_shared: int | None = None
-    """Hidden width of one shared expert; None means d_expert."""
+    """Hidden width of one shared expert; None is d_expert."""
     shared_token_gate: bool = False
-    """Multiply their output by sigmoid(x w) per token (Qwen2-MoE)."""
+    """Whether the output of the shared experts is multiplied by sigmoid(x w) per token (Qwen2-MoE)."""
 
     def __post_init__(self) -> None:
         check(
@@ -90,14 +91,15 @@ class CapacityConfig:
     """A limit on the tokens of one expert. None, the default, is dropless: nothing is ever dropped."""
 
     capacity_factor: float | None = None
-    """In training an expert takes at most ceil(factor * T * K / E) assignments."""
+    """Factor of an expert's limit in training, ceil(factor * T * K / E) assignments; None is no limit."""
     eval_capacity_factor: float | None = None
-    """The same in evaluation."""
+    """Factor of an expert's limit in evaluation; None is no limit."""
     min_capacity: int = 1
-    """A lower bound on that limit; the number of tokens is the upper one."""
+    """Lower bound of that limit; the number of tokens is the upper bound."""
     drop_policy: Literal["position", "probability", "batch_priority"] = "position"
-    """Over the limit, later tokens go first, or the smallest routing probabilities, or later choices and
-    then the tokens whose best probability is smallest (Riquelme et al. 2021)."""
+    """Assignments over the limit that are dropped: those of later tokens, of the smallest routing
+    probabilities, or of later choices and then the tokens whose best probability is smallest (Riquelme et al.
+    2021)."""
 
     def __post_init__(self) -> None:
         for name in ("capacity_factor", "eval_capacity_factor"):
@@ -111,7 +113,7 @@ class CapacityConfig:
         check(self.min_capacity >= 1, "capacity.min_capacity", self.min_capacity, "must be at least 1")
 
     def looks_ahead(self, *, training: bool) -> str | None:
-        """Why a token's experts depend on later tokens; None where they do not."""
+        """Reason why the experts of a token depend on later tokens; None where they do not."""
         limited = (self.capacity_factor if training else self.eval_capacity_factor) is not None
         if not limited or self.drop_policy == "position":
             return None
@@ -149,29 +151,31 @@ class ModelConfig:
     d_model: int = 128
     """Width of the residual stream (D)."""
     num_layers: int = 4
-    """Decoder layers."""
+    """Number of decoder layers."""
     max_seq_len: int = 1024
-    """Longest sequence; rotary tables have this length."""
+    """Longest sequence, which is the length of the rotary tables."""
     tie_embeddings: bool = True
-    """The output projection is the embedding."""
+    """Whether the output projection is the embedding."""
     lm_head_bias: bool = False
-    """A bias on the output projection, which is then not tied."""
+    """Whether the output projection has a bias; it is then not tied."""
     embedding_scale: float = 1.0
-    """Multiplies the token embeddings."""
+    """Factor of the token embeddings."""
     residual_scale: float = 1.0
-    """Multiplies what a layer adds to the residual stream (Granite, MiniCPM)."""
+    """Factor of what a layer adds to the residual stream (Granite, MiniCPM)."""
     logit_scale: float = 1.0
-    """Multiplies the logits."""
+    """Factor of the logits."""
     num_mtp_layers: int = 0
-    """Extra blocks that predict tokens further ahead (multi-token prediction, DeepSeek-V3 section 2.2)."""
+    """Number of blocks that predict tokens further ahead (multi-token prediction, DeepSeek-V3 section
+    2.2)."""
     norm_eps: float = 1e-6
     """Epsilon of every norm."""
     norm: NormConfig = field(default_factory=NormConfig)
     attention: MixerConfig = field(default_factory=GQAConfig)
     mixers: tuple[MixerConfig, ...] = ()
-    """More mixers beside `attention`, for models whose layers differ."""
+    """Mixers beside `attention`, for models whose layers differ."""
     layer_mixers: tuple[int, ...] | None = None
-    """The mixer of each layer: 0 is `attention`, n the n-th of `mixers`; None: `attention` everywhere."""
+    """Number of the mixer of each layer: 0 is `attention`, n the n-th of `mixers`; None is `attention`
+    everywhere."""
     pattern: LayerPatternConfig = field(default_factory=LayerPatternConfig)
     mlp: MLPConfig = field(default_factory=MLPConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -220,7 +224,7 @@ class ModelConfig:
 
     @property
     def dense_blocks(self) -> int:
-        """How many layers have a dense block."""
+        """Number of layers that have a dense block."""
         return self.num_layers - (0 if self.pattern.shortcut else len(self.moe_layers))
 
     @property

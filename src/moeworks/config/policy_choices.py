@@ -31,16 +31,17 @@ class PolicyGradientChoice(Choice):
     baseline_coef: float = 1e-2
     """Weight of (reward - baseline)^2, which trains the baseline and nothing else."""
     entropy_coef: float = 1e-3
-    """Weight of -H(pi): keeps the policy from settling before it has tried the experts."""
+    """Weight of -H(pi), which keeps the policy from settling before it has tried the experts."""
     reward_decay: float = 0.9
-    """Per optimizer step, of the running mean of the reward, which the baseline adds x w to."""
+    """Share of the running mean of the reward that is kept in each optimizer step; the baseline adds x w to
+    it."""
 
     def check_router(self, router: "RouterConfig") -> None:
         names = ("score", "selection_bias", "num_groups", "top_k_groups", "gumbel_noise")
         check_untouched(router, names, "experts are drawn from the softmax of all logits")
 
     def extra_parameters(self, d_model: int) -> int:
-        """The baseline's weights."""
+        """Number of weights of the baseline."""
         return d_model
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class PolicyGradientChoice(Choice):
 
 
 MOST_BUCKETS = 4096
-"""What `buckets` are when neither they nor a smaller vocabulary are given."""
+"""Default of `buckets` where the vocabulary is not smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +70,24 @@ class BanditChoice(FixedChoice):
     kind: Literal["bandit"] = "bandit"
     """UCB on the loss of each token."""
     exploration: float = 1.0
-    """Of the bonus of rarely tried experts, in nats: about how much the loss of a bucket's tokens varies."""
+    """Factor of the bonus of rarely tried experts, in nats: about as much as the loss of a bucket's tokens
+    varies."""
     discount: float = 0.99
-    """What counts and rewards are multiplied by in each optimizer step in which the bucket occurs: experts
+    """Factor of counts and rewards in each optimizer step in which the bucket occurs, because experts
     change while they learn (D-UCB, Garivier and Moulines 2011). 1 forgets nothing."""
     baseline_decay: float = 0.9
-    """The same for the running mean that rewards are measured from; 0: the mean of the step itself, from
-    which a bucket with a single token in it learns nothing."""
+    """Factor of the running mean that rewards are measured from; 0 takes the mean of the step itself, from
+    which a bucket with a single token learns nothing."""
     rounds: int = 8
-    """Rounds of UCB in one step: a round's experts count as tried for the rounds after it, and tokens share
-    out the rounds' experts. With 1, all tokens of a bucket have the same experts in a step."""
+    """Rounds of UCB in one step: the experts of a round count as tried in the rounds after it, and the tokens
+    are spread over the rounds. With 1, all tokens of a bucket have the same experts in a step."""
     buckets: int | None = None
-    """Bandits of a layer; None: one for each token of a vocabulary of at most 4096, else 4096. With fewer
-    than there are tokens, a hash says which share one."""
+    """Bandits of a layer; None is one for each token of a vocabulary of at most 4096, else 4096. With fewer
+    bandits than tokens, a hash decides which tokens share one."""
     vocab_size: int | None = None
-    """Tokens that there are; None takes the model's, and outside of a model the hash."""
+    """Size of the vocabulary; None is that of the model, and outside of a model the hash is used."""
     seed: int = 0
-    """Of that hash."""
+    """Random seed of that hash."""
 
     def in_vocabulary(self, vocab_size: int) -> "BanditChoice":
         size = self.vocab_size or vocab_size

@@ -18,19 +18,19 @@ OTHERS = "*"
 """The name of the type of all domains that no other pool names."""
 
 NAME_ONE = "; or name one for all texts with --domain"
-"""What eval and trace can do about a domain without a pool."""
+"""Advice of eval and trace for a domain without a pool."""
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """One type's experts."""
+    """The experts of one type of token."""
 
     name: str | None
-    """None where types are numbers alone."""
+    """Name of the type; None where types are numbers alone."""
     experts: tuple[int, ...]
-    """Ids, ascending."""
+    """Ids of the experts, ascending."""
 
 
 @lru_cache(maxsize=64)
@@ -102,7 +102,7 @@ def check_named(router: "RouterConfig") -> None:
 def domain_types(
     router: "RouterConfig", domains: Sequence[str], *, every: bool = False, hint: str = ""
 ) -> tuple[int, ...]:
-    """The type of each domain's tokens; nothing where the router has no pools.
+    """The type of the tokens of each domain; empty where the router has no pools.
 
     `every`: each pool must have a domain. Raises ConfigError for pools without names and for a domain that
     no pool is for; `hint` then says what else can be done.

@@ -1,4 +1,4 @@
-"""Runs that are worth having a name, and the dense run to hold one against."""
+"""Named runs, and the dense twin of a run."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace

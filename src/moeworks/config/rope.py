@@ -14,41 +14,42 @@ class RopeConfig:
     """Rotary position embedding (Su et al. 2021) and the ways to stretch it beyond its first context."""
 
     enabled: bool = True
-    """False: this attention knows no positions (NoPE)."""
+    """Whether queries and keys are rotated; False is attention without positions (NoPE)."""
     dim: int | None = None
-    """The first `dim` values of a head turn, the rest stay; None means all of them."""
+    """Values of a head that are rotated, from the first on; None is all of them."""
     style: Literal["half", "interleaved"] = "half"
-    """What is paired: a value of the first half with one of the second, or neighbours."""
+    """Pairs that are rotated: a value of the first half with one of the second, or neighbours."""
     scaling: Scaling = "none"
-    """How the frequencies are stretched: evenly, by parts (YaRN), by bands (Llama 3), by tables, by base."""
+    """Way to stretch the frequencies: evenly, by parts (YaRN), by bands (Llama 3), by tables, or by base."""
     factor: float = 1.0
-    """By how much; for ntk_alpha the alpha that raises the base."""
+    """Factor of the stretching; for ntk_alpha the alpha that raises the base."""
     original_max_seq_len: int | None = None
-    """The context before the stretching."""
+    """Longest sequence before the stretching."""
     attention_factor: float | None = None
-    """Multiplies cosines and sines; None means what the scaling's paper says (1 where it says nothing)."""
+    """Factor of cosines and sines; None is that of the scaling's paper, or 1 where it has none."""
     beta_fast: float = 32.0
-    """YaRN: dimensions that turn more often than this in the original context stay."""
+    """YaRN: rotations within the original context above which a dimension is not stretched."""
     beta_slow: float = 1.0
-    """YaRN: dimensions that turn less often than this are stretched in full."""
+    """YaRN: rotations within the original context below which a dimension is stretched in full."""
     truncate: bool = True
-    """YaRN: round the two bounds to whole dimensions."""
+    """YaRN: whether the two bounds are rounded to whole dimensions."""
     mscale: float | None = None
     """YaRN as in DeepSeek-V2: weight of the logarithm in the attention factor's numerator."""
     mscale_all_dim: float | None = None
-    """YaRN as in DeepSeek-V2: the same in its denominator; also scales the softmax of MLA."""
+    """YaRN as in DeepSeek-V2: weight of the logarithm in the denominator; it also scales the softmax of
+    MLA."""
     low_freq_factor: float = 1.0
-    """Llama 3: wavelengths above original_max_seq_len over this are stretched in full."""
+    """Llama 3: wavelengths above original_max_seq_len divided by this are stretched in full."""
     high_freq_factor: float = 4.0
-    """Llama 3: wavelengths below original_max_seq_len over this stay."""
+    """Llama 3: wavelengths below original_max_seq_len divided by this are not stretched."""
     short_factors: tuple[float, ...] = ()
-    """LongRoPE: a divisor per frequency up to original_max_seq_len."""
+    """LongRoPE: divisors of the frequencies, for sequences up to original_max_seq_len."""
     long_factors: tuple[float, ...] = ()
-    """LongRoPE: the same for longer sequences."""
+    """LongRoPE: divisors of the frequencies, for longer sequences."""
     short_mscale: float | None = None
-    """LongRoPE: attention factor up to original_max_seq_len; None means attention_factor."""
+    """LongRoPE: attention factor of sequences up to original_max_seq_len; None is attention_factor."""
     long_mscale: float | None = None
-    """LongRoPE: the same for longer sequences."""
+    """LongRoPE: attention factor of longer sequences; None is attention_factor."""
 
     def __post_init__(self) -> None:
         check(

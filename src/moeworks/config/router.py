@@ -13,10 +13,10 @@ Score = Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """How a token chooses its experts. The router computes in float32 whatever the model's dtype."""
+    """The choice of experts for a token. The router computes in float32 whatever the dtype of the model."""
 
     num_experts: int = 8
-    """Routed experts with weights (E)."""
+    """Routed experts that have weights (E)."""
     top_k: int = 2
     """Experts per token (K)."""
     num_identity_experts: int = 0
@@ -24,52 +24,54 @@ class RouterConfig:
     num_zero_experts: int = 0
     """Extra routes that return nothing."""
     score: Score = "softmax"
-    """From router_logits to router_probs."""
+    """Function from router_logits to router_probs."""
     score_order: Literal["before_top_k", "after_top_k"] = "before_top_k"
-    """Score all experts and then choose, or choose by logits and score the chosen (softmax, sigmoid)."""
+    """Order of scoring: all experts before the choice, or the chosen ones after it (softmax, sigmoid)."""
     renormalize: bool = True
-    """Divide the chosen probabilities by their sum."""
+    """Whether the chosen probabilities are divided by their sum."""
     renormalize_eps: float = 1e-20
-    """Added to that sum: sigmoid scores can underflow to 0."""
+    """Small number that is added to that sum, since sigmoid scores can underflow to 0."""
     routing_scale: float = 1.0
-    """Multiplies the routing weights (DeepSeek's routed_scaling_factor)."""
+    """Factor of the routing weights (routed_scaling_factor of DeepSeek)."""
     weights_on: Literal["output", "input"] = "output"
-    """Multiply the expert's output (usual) or its input (Llama 4) by the routing weight."""
+    """Tensor that the routing weight multiplies: the output of the expert, or its input (Llama 4)."""
     router_bias: bool = False
-    """A trained bias on the router's logits (gpt-oss)."""
+    """Whether the logits of the router have a trained bias (gpt-oss)."""
     selection_bias: bool = False
-    """Keep an expert_bias that enters the choice of experts and never their weights (loss-free balancing)."""
+    """Whether an expert_bias enters the choice of experts, and never their weights (loss-free balancing)."""
     num_groups: int = 1
     """Groups of experts for group-limited routing (DeepSeek-V2, V3); 1 switches it off."""
     top_k_groups: int = 1
     """Groups that a token may use."""
     group_score: Literal["max", "top2_sum"] = "top2_sum"
-    """A group's score: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
+    """Score of a group: its best expert (DeepSeek-V2, without bias) or the sum of its two best (V3)."""
     pools: tuple[str, ...] = ()
     """Experts of each type of token, `0-3 4-7` or with names `text=0-3,6 image=4-7`: softmax and choice are
     over these alone. In a run the types are the documents' domains, * all others (MoMa, Lin et al. 2024)."""
     input_jitter: float = 0.0
-    """In training the router's input is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
+    """Noise x in training: the input of the router is multiplied by U(1 - x, 1 + x) (Switch section 2.3)."""
     noisy_top_k: bool = False
-    """In training add N(0, 1) * softplus(x W_noise) to the logits (Shazeer et al. 2017, section 2.1)."""
+    """Whether N(0, 1) * softplus(x W_noise) is added to the logits in training (Shazeer et al. 2017,
+    section 2.1)."""
     gumbel_noise: float = 0.0
-    """In training experts are chosen by logits with so many times Gumbel noise: 1 draws them without
+    """Factor of the Gumbel noise on the logits by which experts are chosen in training: 1 draws them without
     replacement from the softmax (Kool et al. 2019). Weights are those of the logits without noise."""
     noise_steps: int | None = None
-    """Optimizer steps over which all of this noise falls linearly to 0; None keeps it."""
+    """Optimizer steps in which the noise of all kinds falls linearly to 0; None keeps it."""
     sparsemixer_eps: float = 0.01
     """sparsemixer: experts whose logit is relatively 2 * eps below the best one's leave the softmax."""
     choice: ChoiceConfig = field(default_factory=TopKChoice)
-    """How experts are chosen by their scores; a variable number of them has top_k as its mean or its most."""
+    """Way to choose experts by their scores; where their number varies, top_k is its mean or its maximum."""
 
     @property
     def slots(self) -> int:
-        """The most experts that a token can have."""
+        """Largest number of experts of a token."""
         return self.choice.slots(self)
 
     @property
     def pool_experts(self) -> tuple[tuple[int, ...], ...]:
-        """Per type of token the ids of its experts, ascending; nothing where all tokens may have all."""
+        """Ids of the experts of each type of token, ascending; empty where every token may have every
+        expert."""
         return tuple(pool.experts for pool in parse_pools(self.pools))
 
     @property
@@ -137,7 +139,7 @@ class RouterConfig:
             gumbel == 0 or not self.noisy_top_k,
             "router.gumbel_noise",
             gumbel,
-            "goes not with noisy_top_k: choose one noise on the logits",
+            "cannot be combined with noisy_top_k; set one of the two kinds of noise on the logits",
         )
         check(
             steps is None or (steps >= 1 and self.noisy),

@@ -12,19 +12,20 @@ from moeworks.errors import check
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """How files become documents, and documents tokens."""
+    """The way from files to documents, and from documents to tokens."""
 
     tokenizer: str = "bpe"
-    """'bpe' trains one of model.vocab_size on the corpus, 'bytes' is built in, else a tokenizer.json."""
+    """Tokenizer: 'bpe' trains one with model.vocab_size tokens on the corpus, 'bytes' is built in, anything
+    else is the path of a tokenizer.json."""
     text_field: str = "text"
     """Field (jsonl) or column (parquet, Hugging Face) with the text."""
     domain_field: str | None = None
-    """Field with the domain label; without it the top folder; of files directly in the given folder the
-    name, or the suffix where there are many."""
+    """Field with the domain label. None takes the top folder, and for files directly in the given folder
+    their name, or their suffix where there are many."""
     validation_fraction: float = 0.05
     """Share of documents held out, chosen by a hash of their content."""
     cache_dir: str | None = None
-    """Where tokenised shards are kept; None means ~/.cache/moeworks."""
+    """Folder of the tokenised shards; None is ~/.cache/moeworks."""
 
     def __post_init__(self) -> None:
         check(
@@ -40,13 +41,15 @@ class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """muon for the hidden matrices (every expert's on its own) and adamw for the rest, or adamw for all."""
+    """Optimizer: muon for the hidden matrices (those of every expert on their own) and adamw for the rest, or
+    adamw for everything."""
     expert_optimizer: Literal["muon", "adamw"] = "muon"
-    """Under muon, what the routed experts take: each step muon orthogonalises all of them, used or not."""
+    """Optimizer of the routed experts with name = muon, which orthogonalises all of them in every step, used
+    or not."""
     muon_lr: float = 0.02
-    """Peak learning rate of the matrices under muon; updates have RMS 0.2 * lr, as AdamW's would."""
+    """Peak learning rate of the matrices with muon; updates have an RMS of 0.2 * lr, as with AdamW."""
     lr: float = 3e-3
-    """Peak learning rate of everything under adamw."""
+    """Peak learning rate of everything with adamw."""
     weight_decay: float = 0.01
     """Decoupled decay, on matrices only: not on norms, biases, embeddings or routers."""
     momentum: float = 0.95
@@ -60,15 +63,16 @@ class OptimizerConfig:
     eps: float = 1e-8
     """Epsilon of adamw."""
     schedule: Literal["cosine", "wsd", "constant"] = "wsd"
-    """After the warm-up: a cosine to final_fraction, or stable and then a linear decay, or constant."""
+    """Learning rate after the warm-up: a cosine to final_fraction, constant and then a linear decay (wsd), or
+    constant."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
     decay_fraction: float = 0.5
-    """Share of the steps that the decay of wsd takes, at the end."""
+    """Share of the steps, at the end, in which wsd decays."""
     final_fraction: float = 0.0
     """Learning rate at the end as a share of the peak."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm; 0 switches clipping off."""
+    """Global norm that gradients are scaled down to; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "lr", "eps"):
@@ -92,43 +96,44 @@ class TrainConfig:
     """The training loop."""
 
     steps: int = 300
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 32
-    """Sequences per optimizer step, over all ranks and accumulation steps."""
+    """Sequences of an optimizer step, over all ranks and accumulation steps."""
     accumulation: int = 1
-    """Micro-batches per optimizer step; batch_size divides by accumulation * ranks."""
+    """Micro-batches of an optimizer step; batch_size must be a multiple of accumulation * ranks."""
     seq_len: int = 256
-    """Tokens per sequence."""
+    """Tokens of a sequence."""
     mtp_coef: float = 0.3
     """Weight of the loss of multi-token prediction layers, if there are any (DeepSeek-V3: 0.3, then 0.1)."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16 is autocast over float32 weights; float64 is for tests."""
+    """Type that training computes in: bfloat16 is autocast over float32 weights, float64 is for tests."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    """Whether each layer is computed again in the backward pass instead of keeping its activations."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Whether the model runs through torch.compile."""
     seed: int = 0
-    """Seed of the weights, of the data order and of the router's noise."""
+    """Random seed of the weights, of the order of the data and of the noise of routers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU when there is one."""
+    """Device to train on; auto takes a GPU where there is one."""
     threads: int | None = None
-    """CPU threads; None leaves the choice to torch."""
+    """Number of CPU threads; None leaves the choice to torch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 100
     """Steps between validations; one more runs at the end."""
     eval_tokens: int | None = 65_536
-    """Tokens of a periodic validation, spread evenly; None and the last one take all of them."""
+    """Tokens of held-out text in a periodic validation, spread evenly; None is all of them. The validation at
+    the end always reads all."""
     checkpoint_every: int = 100
     """Steps between checkpoints; one more is written at the end."""
     keep_last: int = 2
-    """Checkpoints that stay, beside the best one by validation loss."""
+    """Latest checkpoints that are kept, beside the best one by validation loss."""
     sample_prompt: str = "def "
     """Prompt of the sample that the model writes at the end."""
     sample_tokens: int = 200
-    """Length of that sample."""
+    """Tokens of that sample."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """More places for the metrics, beside metrics.jsonl."""
+    """Loggers of the metrics, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -155,7 +160,8 @@ class RunConfig:
     """Everything that one training run depends on."""
 
     data: tuple[str, ...] = ("stdlib:",)
-    """Files, folders and globs; 'stdlib:' is Python's own library, 'hf:NAME' a Hugging Face dataset."""
+    """Texts: files, folders and globs; 'stdlib:' is Python's own library, 'hf:NAME' a Hugging Face
+    dataset."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)

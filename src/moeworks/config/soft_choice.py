@@ -16,7 +16,7 @@ _CHOOSING = (
 )  # fmt: skip
 
 _TOP_K = 2
-"""The default, which cannot be kept with a single expert."""
+"""Default top_k, which a router with a single expert cannot keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SoftChoice(Choice):
     kind: Literal["soft"] = "soft"
     """Soft MoE, which a decoder refuses."""
     slots_per_expert: int = 1
-    """Mixtures of tokens that an expert works on in each sequence, however long it is (p)."""
+    """Mixtures of tokens that an expert works on in a sequence of any length (p)."""
 
     def looks_ahead(self, *, training: bool) -> str | None:
         return "every slot mixes all tokens of a sequence, so that a token's output depends on those after it"

@@ -1,4 +1,4 @@
-"""How the tensors of a published checkpoint correspond to a decoder's, as data; no torch.
+"""The tensors of a published checkpoint and those of a decoder, as rules of correspondence; no torch.
 
 A rule says which view of one or more of our tensors a published tensor is. Reading copies into the view and
 writing copies out of it, so every rule is reversible by construction, and reading needs no memory beside the
@@ -15,15 +15,15 @@ from moeworks.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rule is applied."""
+    """Place in a model where a rule is applied."""
 
     model: ModelConfig
     mixer: MixerConfig
-    """That of the layer."""
+    """Mixer of the layer."""
 
 
 View = Callable[..., Any]
-"""From a Place and our tensors to a view of them, or to a list of views that lie beside each other."""
+"""Function from a Place and our tensors to a view of them, or to a list of views that lie side by side."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Rule:
     """One published tensor."""
 
     theirs: str
-    """Its name, within a layer or within the model. {e} runs over the experts, in numerical order; {s} is the
-    place of a layer among those that make one published layer."""
+    """Published name, within a layer or within the model. {e} runs over the experts, in numerical order; {s}
+    is the place of a layer among those that make one published layer."""
     ours: str | tuple[str, ...]
     """The names of our tensors; with {e} in `theirs`, expert e's part of each."""
     view: View | None = None
-    """None: the tensor itself."""
+    """View of our tensors that is the published one; None is the tensor itself."""
     dim: int = 0
-    """Along which several views lie beside each other."""
+    """Dimension along which several views lie side by side."""
     flatten: tuple[int, int] | None = None
-    """Dimensions of the view that are one in the published tensor."""
+    """Dimensions of the view that are a single one in the published tensor."""
     only: str | None = None
-    """The kind of mixer whose layers it is for; None: any."""
+    """Kind of mixer whose layers the rule is for; None is every kind."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,16 +65,16 @@ class WeightMap:
     """All tensors of a family's checkpoints."""
 
     layer_prefix: str = "model.layers.{i}."
-    """Before the names of a layer's tensors; {i} is its number."""
+    """Prefix of the names of the tensors of a layer; {i} is its number."""
     layers_in_one: int = 1
-    """Layers of ours that make one of the published numbers (LongCat-Flash: 2)."""
+    """Number of our layers that make one published layer (LongCat-Flash: 2)."""
     top: Rules
-    """Tensors outside the layers."""
+    """Rules of the tensors outside the layers."""
     layer: Rules
-    """Tensors of a layer; those for which a layer has nothing are passed over."""
+    """Rules of the tensors of a layer; those that do not apply to a layer are skipped."""
     mtp: Rules = ()
-    """Further tensors of a multi-token prediction layer, which is numbered after the others."""
+    """Rules of further tensors of a multi-token prediction layer, which is numbered after the others."""
     ignored: tuple[str, ...] = ()
-    """Patterns (fnmatch) of tensors that carry nothing of their own; {n} is the number of layers."""
+    """Patterns (fnmatch) of tensors that hold nothing to read; {n} is the number of layers."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """Beginnings of names that some releases put in the place of others, as (theirs, usual)."""
+    """Prefixes of names that some releases use in the place of the usual ones, as (theirs, usual)."""
