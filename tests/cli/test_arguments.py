@@ -99,20 +99,6 @@ def test_options_of_the_verb_have_defaults():
     assert parse(NoOptions, [], "moeworks").options == NoOptions()
 
 
-@pytest.mark.parametrize(
-    ("argv", "chosen"),
-    [
-        ([], False),
-        (["--resume", "runs/a"], False),
-        (["laptop"], True),
-        (["--train.steps", "3"], True),
-        (["smoke", "--out", "x"], True),
-    ],
-)
-def test_chosen_says_whether_the_run_was_described(argv, chosen):
-    assert parsed(*argv).chosen is chosen
-
-
 # Refusals.
 
 

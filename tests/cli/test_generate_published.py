@@ -146,7 +146,7 @@ AT_THE_END = "has no effect with several prompts, whose texts are shown at their
         (["--temperature", "-1"], "temperature = -1.0: must not be negative"),
         (["--min-p", "2"], "min_p = 2.0: must lie in [0, 1]"),
         (["--repetition-penalty", "0"], "repetition_penalty = 0.0: must be positive"),
-        (["--stop", ""], "stop = ('',): an empty text would end every text"),
+        (["--stop", ""], "stop = ('',): must hold no empty string: it would end every text"),
         (["--prefill-chunk", "0"], "prefill_chunk = 0: must be at least 1"),
         (["--system", "x"], "--system has no effect without --chat"),
         (["--speculative", "--temperature", "0.5"], "temperature = 0.5: --speculative is greedy: 0"),

@@ -34,7 +34,7 @@ def test_values_that_mean_nothing(options, message):
     ("options", "message"),
     [
         (dict(max_new_tokens=-1), "max_new_tokens = -1: must not be negative"),
-        (dict(stop=("a", "")), "an empty text would end every text"),
+        (dict(stop=("a", "")), "it would end every text"),
         (dict(prefill_chunk=0), "prefill_chunk = 0: must be at least 1"),
     ],
 )

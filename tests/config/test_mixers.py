@@ -31,10 +31,10 @@ def _shared_indexers(first: int, top_k: int = 4) -> ModelConfig:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GQAConfig(window=3, chunk=4), "attention.chunk = 4: goes not with window = 3"),
+        (lambda: GQAConfig(window=3, chunk=4), "attention.chunk = 4: cannot be combined with window = 3"),
         (lambda: GQAConfig(window=0), "attention.window = 0: must be at least 1"),
         (lambda: GQAConfig(qkv_clip=-1.0), "attention.qkv_clip"),
-        (lambda: GQAConfig(sinks=True, score_softcap=3.0), "goes not with sinks"),
+        (lambda: GQAConfig(sinks=True, score_softcap=3.0), "cannot be combined with sinks"),
         (lambda: MLAConfig(rope_head_dim=3), "attention.rope_head_dim = 3: must be even"),
         (lambda: MLAConfig(indexer=IndexerConfig()), "attention.indexer = .*needs q_lora_rank"),
         (lambda: MLAConfig(q_lora_rank=0), "attention.q_lora_rank"),
@@ -68,7 +68,7 @@ def _shared_indexers(first: int, top_k: int = 4) -> ModelConfig:
         (lambda: ModelConfig(layer_mixers=(0,)), "model.layer_mixers = .*each of the 4 layers"),
         (lambda: ModelConfig(layer_mixers=(0, 1, 0, 0)), "names a mixer outside 0 .. 0"),
         (lambda: ModelConfig(attention=GQAConfig(rope=RopeConfig(dim=64))), "the width of a head, 32"),
-        (lambda: ModelConfig(attention=MLAConfig()).head_dim, "has no single head_dim"),
+        (lambda: ModelConfig(attention=MLAConfig()).head_dim, "other kinds have no single head_dim"),
     ],
 )  # fmt: skip
 def test_rules(make, message):

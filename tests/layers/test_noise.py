@@ -69,7 +69,7 @@ def test_all_noise_falls_linearly_to_nothing(options):
 
 
 def test_what_goes_not_together():
-    with pytest.raises(ConfigError, match=r"router.gumbel_noise = 1.0: goes not with noisy_top_k"):
+    with pytest.raises(ConfigError, match=r"router.gumbel_noise = 1.0: cannot be combined with noisy_top_k"):
         make_config(gumbel_noise=1.0, noisy_top_k=True)
     with pytest.raises(ConfigError, match=r"router.noise_steps = 3: .* needs noisy_top_k, gumbel_noise or"):
         make_config(noise_steps=3)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_validation_that_is_not_finite_is_never_the_best(texts, corpus, tmp_path
 # Stopping and going on.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_saves_and_leaves(texts, corpus, tmp_path, number):
     before = signal.getsignal(number)
     trainer, finished = run_loop(tiny_config(texts), corpus, tmp_path, on_step=stop_with(number, 3))
@@ -174,6 +175,23 @@ def test_signal_saves_and_leaves(texts, corpus, tmp_path, number):
     assert trainer.progress.step == 3
     assert steps_kept(tmp_path)[-1] == 3
     assert signal.getsignal(number) is before
+
+
+def test_an_ignored_signal_stays_ignored(texts, corpus, tmp_path):
+    """As nohup and jobs in the background have it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, finished = run_loop(tiny_config(texts), corpus, tmp_path, on_step=stop_with(signal.SIGHUP, 3))
+        assert finished
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_trains_without_touching_signals(texts, corpus, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        _, finished = pool.submit(run_loop, tiny_config(texts), corpus, tmp_path).result()
+    assert finished
 
 
 def test_signal_in_the_last_step_is_no_interruption(texts, corpus, tmp_path):

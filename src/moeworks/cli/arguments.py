@@ -28,28 +28,24 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Parsed(Generic[Options]):
-    """What a verb was called with."""
+    """The options and the run of one call of a verb."""
 
     options: Options
     """The verb's own options."""
     config: RunConfig
     """The preset with its overrides."""
     preset: str | None
-    """The preset that was named; None when the default one was taken."""
-
-    @property
-    def chosen(self) -> bool:
-        """A preset was named, or a field differs from the default preset's."""
-        return self.preset is not None or self.config != preset()
+    """Name of the preset; None when the default one was taken."""
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For verbs without options of their own."""
+    """Options of verbs that have none of their own."""
 
 
 def run_config(argv: list[str], prog: str) -> RunConfig:
-    """The run that `argv` describes; `prog` ('moeworks train') stands in the help. Raises as parse does."""
+    """The run that `argv` describes; `prog` ('moeworks train') is the name in the help. Raises as parse
+    does."""
     return parse(NoOptions, argv, prog).config
 
 
@@ -153,7 +149,7 @@ def _with_part(config: Any, path: list[str], part: object) -> Any:
 
 
 def _kinds_text() -> str:
-    """Which options choose kinds, for the help."""
+    """The options that choose kinds, as text for the help."""
     texts = (
         f"--{path.replace('_', '-')} {' | '.join(kind.replace('_', '-') for kind in members)}"
         for path, members in unions_of_kinds(RunConfig)
@@ -163,7 +159,7 @@ def _kinds_text() -> str:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise the ConfigError that made tyro exit, instead of its account of it.
+    """Raise the ConfigError that made tyro exit, in place of what tyro prints about it.
 
     tyro catches every ValueError of a constructor, prints it and exits; that error is then a context of the
     SystemExit. What tyro refuses on its own account (options, types) passes as it is.

@@ -1,4 +1,4 @@
-"""What `moeworks doctor` does: finds the model, runs the checks, and prints what they found."""
+"""The work of `moeworks doctor`: finds the model, runs the checks, and prints what they found."""
 
 import importlib
 import logging
@@ -79,7 +79,7 @@ def _all_transformers(options: DoctorOptions, checks: Sequence[Invariant]) -> in
 
 
 def _quieten() -> None:
-    """Other libraries' warnings are not findings."""
+    """Silence the warnings of other libraries, which are not findings."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 

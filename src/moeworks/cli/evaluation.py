@@ -1,4 +1,4 @@
-"""What `moeworks eval` does."""
+"""The work of `moeworks eval`."""
 
 import sys
 from collections import Counter

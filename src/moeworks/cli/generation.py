@@ -1,4 +1,4 @@
-"""What `moeworks generate` does."""
+"""The work of `moeworks generate`."""
 
 import time
 from typing import Any

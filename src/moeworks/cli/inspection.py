@@ -1,4 +1,4 @@
-"""What `moeworks inspect` does."""
+"""The work of `moeworks inspect`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What `moeworks lab` does: run labs with a bar, print tables, draw reports."""
+"""The work of `moeworks lab`: run labs with a bar, print tables, draw reports."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def _run(options: RunOptions) -> int:
 
 
 def print_lab(summary: LabSummary, page: Path) -> None:
-    """Claim, table and judgement."""
+    """Print the claim, the table and the judgement of a lab."""
     screen = console()
     quick = " (quick)" if summary.quick else ""
     screen.print(Text.assemble("\n", (summary.name, "bold"), f"{quick}: {summary.claim}"))

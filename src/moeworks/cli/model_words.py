@@ -36,7 +36,7 @@ def shape_rows(model: ModelConfig) -> Rows:
 
 
 def shape_record(model: ModelConfig) -> dict[str, Any]:
-    """The same as plain values: `layers`, and `routing`, which is None for a dense model."""
+    """The shape of a model as plain values: `layers`, and `routing`, which is None for a dense model."""
     router, moe = model.router, model.moe
     kinds = Counter(mixer.kind for mixer in model.mixer_of_layers)
     layers = {

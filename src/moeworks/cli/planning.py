@@ -1,4 +1,4 @@
-"""What `moeworks plan` does.
+"""The work of `moeworks plan`.
 
 --json prints one object: all of `moeworks info --json` (its `parameters.total` and so on, at this context and
 cache type), `note` (null, or a warning), `verdicts` (sentences), and either `serving`, a

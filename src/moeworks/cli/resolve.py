@@ -15,7 +15,7 @@ from moeworks.families import BY_MODEL_TYPE, BY_PRESET, family_of
 from moeworks.families.base import MAX_LAYERS
 
 LARGEST_CONFIG = 16 * 2**20
-"""Bytes; published ones have a few thousand."""
+"""Largest config.json that is read, in bytes; published ones have a few thousand."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Described:
     """A model that a user named."""
 
     name: str
-    """The preset, or the file."""
+    """Name of the preset, or path of the file."""
     family: str
     """The published family, or `moeworks` for a model of a run."""
     model: ModelConfig
     stored: str | None = None
-    """How the weights are stored when the config.json says that they are quantised (its quant_method)."""
+    """Format of the stored weights where the config.json says that they are quantised (its quant_method)."""
 
 
 def resolve(text: str) -> Described:

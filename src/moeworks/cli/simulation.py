@@ -1,4 +1,4 @@
-"""What `moeworks simulate` does: one function a simulation, from options to rows, and their printing."""
+"""The work of `moeworks simulate`: one function a simulation, from options to rows, and their printing."""
 
 from dataclasses import dataclass
 from typing import Any

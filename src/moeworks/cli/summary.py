@@ -1,4 +1,4 @@
-"""What a run ended with: as JSON for summary.json, and in words on the terminal."""
+"""The end of a run: as JSON for summary.json, and in words on the terminal."""
 
 import platform
 from pathlib import Path
@@ -52,7 +52,7 @@ def summarise(trainer: Trainer, final: Evaluation, name: str) -> dict[str, Any]:
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Validation by domain, the router's state, and the sample."""
+    """Print the validation by domain, the state of the router, and the sample."""
     final = summary["eval"]
     table = _boxed("Validation", "domain", "bits per byte", "bytes")
     for domain, figures in sorted(final["domains"].items(), key=lambda item: -item[1]["bytes"]):
@@ -81,7 +81,7 @@ def _boxed(title: str, *header: str) -> Table:
 
 
 def cpu_name() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """Name of the processor where the system has it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text("utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""What `moeworks trace` says about the trace that it has written."""
+"""The summary of a trace that `moeworks trace` has written."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def _assignments(trace: RoutingTrace) -> int:
 
 
 def print_trace_summary(summary: dict[str, Any], *, as_json: bool) -> None:
-    """A few lines, or one JSON object."""
+    """Print a few lines, or one JSON object."""
     if as_json:
         print_json(summary)
         return

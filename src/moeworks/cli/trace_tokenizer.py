@@ -19,12 +19,12 @@ def find_pieces(header: TraceHeader, tokenizer: Path | None, model: Path | None)
     fingerprint, and DataError for one that cannot be read; one that only the trace names is left out
     with a reason.
     """
-    given = tokenizer or model
-    if given is not None:
-        backend = _read(given)
+    path = tokenizer or model
+    if path is not None:
+        backend = _read(path)
         if not _fits(backend, header):
             field = "tokenizer" if tokenizer else "model"
-            raise ConfigError(f"{field} = {str(given)!r}: its tokenizer is not the one of the trace")
+            raise ConfigError(f"{field} = {str(path)!r}: its tokenizer is not the one of the trace")
         return Pieces(backend), ""
     named = Path(header.model)
     if not named.exists():
@@ -45,7 +45,8 @@ def _fits(backend: Backend, header: TraceHeader) -> bool:
 
 
 def _read(path: Path) -> Backend:
-    """Of a tokenizer.json, of a folder with one or a tokenizer.model, of a checkpoint, or of a GGUF file."""
+    """The tokenizer of a tokenizer.json, of a folder with one or a tokenizer.model, of a checkpoint, or of a
+    GGUF file."""
     if path.suffix == ".gguf" or (path / "tokenizer.model").is_file():
         return tokenizer_of(path, _ANY_SIZE).backend
     if not path.is_dir():

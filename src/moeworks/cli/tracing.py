@@ -1,4 +1,4 @@
-"""What `moeworks trace` does: texts to sequences, through the model, to the file."""
+"""The work of `moeworks trace`: texts to sequences, through the model, to the file."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What `moeworks train` does: set up, train, validate, sample, report."""
+"""The work of `moeworks train`: set up, train, validate, sample, report."""
 
 import signal
 from collections.abc import Callable, Iterator

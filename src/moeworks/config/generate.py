@@ -49,5 +49,5 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must not be negative")
-        check(all(self.stop), "stop", self.stop, "an empty text would end every text")
+        check(all(self.stop), "stop", self.stop, "must hold no empty string: it would end every text")
         check(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "must be at least 1")

@@ -51,7 +51,7 @@ class LayerPatternConfig:
         check(self.first_dense >= 0, "pattern.first_dense", self.first_dense, "must not be negative")
         check(self.every >= 1, "pattern.every", self.every, "must be at least 1")
         chosen = self.explicit or ()
-        check(len(set(chosen)) == len(chosen), "pattern.explicit", chosen, "names a layer twice")
+        check(len(set(chosen)) == len(chosen), "pattern.explicit", chosen, "must name each layer once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ class NormConfig:
     """Epsilon of the norm before the output projection; None is norm_eps."""
 
     def __post_init__(self) -> None:
-        check(not self.bias or self.kind == "layer", "norm.bias", self.bias, "is for kind = 'layer'")
+        check(not self.bias or self.kind == "layer", "norm.bias", self.bias, "needs norm.kind = 'layer'")
         check(
             not self.zero_centred or self.kind == "rms",
             "norm.zero_centred",
             self.zero_centred,
-            "is for kind = 'rms'",
+            "needs norm.kind = 'rms'",
         )
         check(
             self.final_eps is None or self.final_eps > 0,

@@ -203,7 +203,8 @@ class ModelConfig:
 
     def gqa_head_dim(self, mixer: MixerConfig) -> int:
         """Width of one head of `mixer`, which has grouped queries."""
-        check(isinstance(mixer, GQAConfig), "attention.kind", mixer.kind, "has no single head_dim")
+        rule = "must be 'gqa': other kinds have no single head_dim"
+        check(isinstance(mixer, GQAConfig), "attention.kind", mixer.kind, rule)
         assert isinstance(mixer, GQAConfig)
         return mixer.head_dim or self.d_model // mixer.num_heads
 
