@@ -4,6 +4,7 @@ With --no-native the tests run as they do where moeworks was installed without i
 """
 
 import importlib
+import signal
 import sys
 from types import ModuleType
 
@@ -31,6 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A job in the background has Ctrl-C ignored, and processes that it starts inherit that; tests send it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--no-jaxtyping"):
         check_annotations()
     if config.getoption("--no-native"):
