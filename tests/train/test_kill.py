@@ -129,6 +129,6 @@ def test_told_to_stop(number, command, undisturbed, tmp_path):
     process = start(command, tmp_path)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert f"Continue with: moeworks train --resume {tmp_path / 'run'}" in output
     assert_goes_on_to_the_same_end(tmp_path / "run", undisturbed)

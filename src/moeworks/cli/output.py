@@ -60,7 +60,7 @@ def visible_controls(text: str) -> str:
     r"""`text` with a visible mark in the place of each control character but tab and line feed.
 
     >>> visible_controls("a\x1b[2Jb\n")
-    'a\N{SYMBOL FOR ESCAPE}[2Jb\n'
+    'a␛[2Jb\n'
     """
     return _CONTROL.sub(_mark, text)
 
