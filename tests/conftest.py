@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A job in the background has Ctrl-C ignored, and processes that it starts inherit that; tests send it.
+        # A job in the background ignores Ctrl-C, and so do processes that it starts; tests send it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--no-jaxtyping"):
         check_annotations()

@@ -97,9 +97,8 @@ class CapacityConfig:
     min_capacity: int = 1
     """Lower bound of that limit; the number of tokens is the upper bound."""
     drop_policy: Literal["position", "probability", "batch_priority"] = "position"
-    """Assignments over the limit that are dropped: those of later tokens, of the smallest routing
-    probabilities, or of later choices and then the tokens whose best probability is smallest (Riquelme et al.
-    2021)."""
+    """Assignments that are dropped over the limit: of later tokens, of the smallest routing probabilities, or of
+    later choices and then of tokens whose best probability is smallest (Riquelme et al. 2021)."""
 
     def __post_init__(self) -> None:
         for name in ("capacity_factor", "eval_capacity_factor"):
