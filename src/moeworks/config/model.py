@@ -97,8 +97,8 @@ class CapacityConfig:
     min_capacity: int = 1
     """Lower bound of that limit; the number of tokens is the upper bound."""
     drop_policy: Literal["position", "probability", "batch_priority"] = "position"
-    """Assignments that are dropped over the limit: of later tokens, of the smallest routing probabilities, or of
-    later choices and then of tokens whose best probability is smallest (Riquelme et al. 2021)."""
+    """Order of dropping over the limit: later tokens first, or the smallest routing probabilities, or later
+    choices and then tokens with the smallest best probability (Riquelme et al. 2021)."""
 
     def __post_init__(self) -> None:
         for name in ("capacity_factor", "eval_capacity_factor"):
