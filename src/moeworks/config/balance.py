@@ -38,8 +38,8 @@ class BalanceConfig:
     num_devices: int = 1
     """Devices that hold equal, consecutive shares of the experts, for the two device losses."""
     bias_rule: Literal["none", "sign", "proportional", "quantile"] = "none"
-    """Rule that moves expert_bias in every step: by the sign or size of the surplus (loss-free balancing, Wang
-    et al. 2024), or to the dual prices of the balanced assignment (quantile balancing)."""
+    """Rule that moves expert_bias in every step: by the sign or size of the surplus (loss-free balancing,
+    Wang et al. 2024), or to the dual prices of the balanced assignment (quantile balancing)."""
     bias_rate: float = 1e-3
     """Size u of one step of the bias; with quantile the share of the way that a step goes, e.g. 0.1."""
     bias_recentre: bool = False
