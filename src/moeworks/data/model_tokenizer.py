@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -78,6 +79,11 @@ class ModelTokenizer:
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
         return self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
+
+    def without_frame(self, ids: Sequence[int]) -> list[int]:
+        """`ids` without the start and stop tokens that they begin with: what is the text's own."""
+        frame = {*self.start_ids, *self.stop_ids}
+        return list(dropwhile(frame.__contains__, ids))
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:

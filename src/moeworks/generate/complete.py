@@ -31,11 +31,12 @@ class Completion:
 class _Writer:
     """Collects the tokens of one text."""
 
-    def __init__(self, tokenizer: ModelTokenizer, stop: Sequence[str], prompt_tokens: int) -> None:
-        self._stream, self._stops = TextStream(tokenizer.decode), StopStrings(stop)
+    def __init__(self, tokenizer: ModelTokenizer, stop: Sequence[str], prompt_ids: Sequence[int]) -> None:
+        before = tokenizer.without_frame(prompt_ids)
+        self._stream, self._stops = TextStream(tokenizer.decode, before), StopStrings(stop)
         self._ids: list[int] = []
         self._pieces: list[str] = []
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens = len(prompt_ids)
         self.ended = False
 
     def add(self, token: int | None) -> str:
@@ -105,7 +106,7 @@ def stream(
             model, prompt_ids, config.max_new_tokens, draft_tokens=draft_tokens,
             stop_ids=tokenizer.stop_ids, acceptance=acceptance, prefill_chunk=config.prefill_chunk,
         )  # fmt: skip
-    writer, count = _Writer(tokenizer, config.stop, len(prompt_ids)), 0
+    writer, count = _Writer(tokenizer, config.stop, prompt_ids), 0
     for token in tokens:
         count += 1
         yield writer.add(token)
@@ -134,7 +135,7 @@ def complete(
         check_prompt(model, prompt_ids)
     if not prompts:
         return []
-    writers = [_Writer(tokenizer, config.stop, len(prompt_ids)) for prompt_ids in prompts]
+    writers = [_Writer(tokenizer, config.stop, prompt_ids) for prompt_ids in prompts]
     ended = [False] * len(prompts)
     batch = generate_batch(
         model, prompts, config.max_new_tokens, sampling=config.sampling, seeds=seeds,
