@@ -1,7 +1,6 @@
 """From tokens to text as they come: whole characters only, and nothing of a stop string."""
 
 from collections.abc import Callable, Iterable, Sequence
-from os.path import commonprefix
 
 REPLACEMENT = "\ufffd"
 _OPEN = 3  # at most so many bytes of a character can be waiting for its last one
@@ -27,8 +26,8 @@ class TextStream:
         text = decode(self._ids) if self._ids else ""
         self._told = len(text.rstrip(REPLACEMENT))
         """Characters of the text of `_ids` that were given out, or stand before the first new token."""
-        self._cut = text[self._told :]
-        """What `before` ends in: U+FFFD of its own, or a character that the first new tokens complete."""
+        self._spelled = len(text) - self._told
+        """U+FFFD that `before` ends in: its own, or for a character that the first new tokens complete."""
         self._open = 0
         """Tokens since the text last ended in a whole character."""
         if len(self._ids) > _BLOCK:
@@ -59,9 +58,9 @@ class TextStream:
         if len(text) <= self._told:
             return ""
         fresh, self._told = text[self._told :], len(text)
-        kept = len(commonprefix([fresh, self._cut]))
-        self._cut = ""
-        return fresh[kept:]
+        own = min(len(fresh) - len(fresh.lstrip(REPLACEMENT)), self._spelled)
+        self._spelled = 0
+        return fresh[own:]
 
     def _shorten(self, text: str) -> None:
         """Keep the newest tokens, where their text alone is the end of the text of all."""
