@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from moeworks import Decoder
 from moeworks.config import ModelConfig
@@ -37,6 +37,8 @@ def spaced_tokenizer(pieces: Sequence[str]) -> Tokenizer:
         models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True, ignore_merges=True)
     )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    words = [pre_tokenizers.Split("▁", "merged_with_next"), pre_tokenizers.Split("!", "isolated")]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
