@@ -73,7 +73,7 @@ class GenerateOptions:
         if self.speculative:
             advice = {"temperature": 0.0}
         elif given.get("temperature") and advice.get("temperature") == 0:
-            advice = {}
+            advice = {name: value for name, value in advice.items() if name != "temperature"}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,

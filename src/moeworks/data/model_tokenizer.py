@@ -11,19 +11,18 @@ import tokenizers
 
 from moeworks.checkpoint import read_checkpoint
 from moeworks.checkpoint.source import read_json
-from moeworks.config.generate import SamplingConfig
+from moeworks.config.generate import sampling_advice
 from moeworks.data.chat import render_chat
 from moeworks.data.gguf_tokenizer import read_gguf_tokenizer
 from moeworks.data.sentencepiece_tokenizer import SentencePieceTokenizer, read_sentencepiece
 from moeworks.data.tokenizer import Tokenizer, load_tokenizer
-from moeworks.errors import CheckpointError, ConfigError, DataError, check
+from moeworks.errors import CheckpointError, ConfigError, DataError
 from moeworks.pretrained import find_checkpoint, published_config
 
 Backend = tokenizers.Tokenizer | SentencePieceTokenizer
 Json = dict[str, Any]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,8 @@ class ModelTokenizer:
     """bos_token, eos_token …: what chat templates know by these names."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingConfig that the model's makers recommend (generation_config.json)."""
+    ignored_advice: tuple[str, ...] = ()
+    """What they recommend and cannot be followed, each with the reason."""
 
     @property
     def fingerprint(self) -> str:
@@ -117,7 +118,6 @@ def tokenizer_of(path: str | Path, vocab_size: int) -> ModelTokenizer:
             f"{path}: the tokenizer has {found.size} tokens, the model only {vocab_size}; they do not belong"
             " together"
         )
-    _check_sampling(path, found.sampling)
     return found
 
 
@@ -156,13 +156,15 @@ def _of_published(folder: Path) -> ModelTokenizer:
     config = _optional_json(folder / "tokenizer_config.json")
     backend, config = _backend(folder, config)
     named = {name: text for name in _NAMED if (text := _content(config.get(name))) is not None}
+    advice = sampling_advice(_optional_json(folder / "generation_config.json"))
     return ModelTokenizer(
         backend,
         _start_ids(backend, config, named),
         _stop_ids(folder, backend, named),
         _chat_template(folder, config),
         named,
-        _sampling(_optional_json(folder / "generation_config.json")),
+        advice.fields,
+        advice.ignored,
     )
 
 
@@ -224,7 +226,9 @@ def _stop_ids(folder: Path, backend: Backend, named: Mapping[str, str]) -> tuple
     for name in ("generation_config.json", "config.json"):
         given = _optional_json(folder / name).get("eos_token_id")
         listed = given if isinstance(given, list) else [given]
-        stops = [token for token in listed if isinstance(token, int) and not isinstance(token, bool)]
+        stops = [
+            token for token in listed if isinstance(token, int) and not isinstance(token, bool) and token >= 0
+        ]
         if stops:
             break
     own = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
@@ -243,20 +247,3 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         templates = {str(t.get("name")): t.get("template") for t in template if isinstance(t, Mapping)}
         template = templates.get("default")
     return template if isinstance(template, str) else None
-
-
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
-    if found.get("top_k") == 0:  # transformers' word for all
-        del found["top_k"]
-    return {"temperature": 0.0} if config.get("do_sample") is False else found
-
-
-def _check_sampling(path: Path, sampling: Mapping[str, Any]) -> None:
-    try:
-        for name, value in sampling.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(number, name, value, "is no number")
-        SamplingConfig(**sampling)
-    except ConfigError as error:
-        raise DataError(f"{path / 'generation_config.json'}: {error}") from error
