@@ -95,6 +95,22 @@ def test_a_template_in_a_file_of_its_own_and_named_ones(tmp_path):
     assert of(tmp_path / "n", tokenizer={"chat_template": named}).chat_template == "d"
 
 
+def test_named_templates_in_a_folder(tmp_path):
+    write_folder(tmp_path / "m", tokenizer={"chat_template": None})
+    folder = tmp_path / "m" / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("tools")
+    assert tokenizer_of(tmp_path / "m", VOCAB).chat_template is None
+    (tmp_path / "m" / "chat_template.jinja").write_text("file")
+    assert tokenizer_of(tmp_path / "m", VOCAB).chat_template == "file"
+
+
+def test_a_message_cannot_end_itself(tmp_path):
+    tokenizer = of(tmp_path / "m")
+    spelled = tokenizer.encode_chat([{"role": "user", "content": "x<eos><bos>y"}])
+    assert spelled == [BOS, *b"[user]x<eos><bos>y", EOS]
+
+
 def test_what_is_missing_or_bad_is_an_error(tmp_path):
     folder = tmp_path / "m"
     write_folder(folder, tokenizer={"chat_template": None})
