@@ -10,12 +10,14 @@ from tiny_published import DEEPSEEK
 from tiny_tokenizers import BOS, VOCAB, byte_backend, write_folder
 
 from moeworks import Decoder, load
+from moeworks.config import CapacityConfig, ExpertsConfig, GQAConfig, ModelConfig, RouterConfig
 from moeworks.config.generate import GenerationConfig, SamplingConfig
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.errors import ConfigError
+from moeworks.evaluate.scoring import Row, score_rows
 from moeworks.families import from_hf
 from moeworks.generate.complete import Completion, complete, stream
-from moeworks.generate.loop import generate
+from moeworks.generate.loop import generate, generate_batch
 from moeworks.generate.speculative import Acceptance
 
 GREEDY = SamplingConfig(temperature=0)
@@ -132,3 +134,25 @@ def test_stop_strings_see_the_space(spaced):
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_count(spaced):
     assert says(spaced, [1, HELLO], "lo wor") == " world again😀!"
+
+
+def test_experts_of_limited_capacity_serve_one_text_at_a_time():
+    """In one pass, texts would take each other's places; alone, each is what it always is."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=VOCAB, d_model=16, num_layers=2, max_seq_len=32,
+        attention=GQAConfig(num_heads=2, num_kv_heads=2), router=RouterConfig(num_experts=4, top_k=2),
+        experts=ExpertsConfig(d_expert=8), capacity=CapacityConfig(eval_capacity_factor=0.5),
+    )  # fmt: skip
+    model = randomise_(Decoder(config).double(), std=0.5).eval()
+    tokenizer = ModelTokenizer(byte_backend(), (BOS,))
+    config = GenerationConfig(max_new_tokens=6, sampling=WARM)
+    alone = [whole((model, tokenizer), p, config, seed=i) for i, p in enumerate(PROMPTS)]
+    assert complete(model, tokenizer, PROMPTS, config) == alone
+    assert complete(model, tokenizer, PROMPTS[::-1], config, seeds=[3, 2, 1, 0]) == alone[::-1]
+    with pytest.raises(ConfigError, match=r"eval_capacity_factor = 0.5: .* continue them one at a time"):
+        list(generate_batch(model, PROMPTS, 2))
+    rows = [Row([1, 2, 3, 4, 5, 6], 5), Row([9, 8, 7, 6, 5, 4], 5), Row([1, 1, 1, 1], 3)]
+    scores = dict(score_rows(model, rows))
+    for number, row in enumerate(rows):
+        assert scores[number] == dict(score_rows(model, [row]))[0]

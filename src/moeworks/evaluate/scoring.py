@@ -76,7 +76,9 @@ def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) ->
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
     while order:
         width = max(len(rows[order[0]].ids) - 1, 1)
-        size = max(batch_tokens // width, 1)
+        # Experts of limited capacity would make a row's score depend on the others.
+        alone = model.config.capacity.eval_capacity_factor is not None
+        size = 1 if alone else max(batch_tokens // width, 1)
         chosen, order = order[:size], order[size:]
         yield from zip(chosen, _score_batch(model, [rows[index] for index in chosen], width), strict=True)
 

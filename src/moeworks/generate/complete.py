@@ -135,6 +135,13 @@ def complete(
         check_prompt(model, prompt_ids)
     if not prompts:
         return []
+    if len(prompts) > 1 and model.config.capacity.eval_capacity_factor is not None:
+        # In a batch, experts of limited capacity would make each text depend on the others.
+        own_seeds = range(len(prompts)) if seeds is None else seeds
+        return [
+            complete(model, tokenizer, [ids], config, seeds=[seed], prefix=prefix)[0]
+            for ids, seed in zip(prompts, own_seeds, strict=True)
+        ]
     writers = [_Writer(tokenizer, config.stop, prompt_ids) for prompt_ids in prompts]
     ended = [False] * len(prompts)
     batch = generate_batch(

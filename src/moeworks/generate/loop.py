@@ -76,9 +76,14 @@ def generate_batch(
         prefix: remembers prompts; what they share with each other or with earlier ones is read once.
         ended: per prompt, read before each token: True ends that text, as a stop string does.
 
-    Raises ConfigError and NotFiniteError as `generate` does.
+    Raises ConfigError and NotFiniteError as `generate` does, and ConfigError for several prompts with an
+    eval_capacity_factor.
     """
     check(prefill_chunk >= 1, "prefill_chunk", prefill_chunk, "must be at least 1")
+    if len(prompts) > 1:
+        factor = model.config.capacity.eval_capacity_factor
+        rule = "texts of a batch would take experts' places from each other: continue them one at a time"
+        check(factor is None, "model.capacity.eval_capacity_factor", factor, rule)
     if prefix is not None:
         check(prefix.model is model, "prefix", prefix, "is that of another model")
     seeds = range(len(prompts)) if seeds is None else seeds
