@@ -98,7 +98,7 @@ class _Adapter:
         return f"moeworks-{self._tokenizer.size}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Its source, "" for none."""
+        """Source of the chat template, "" for none."""
         return self._tokenizer.chat_template or ""
 
     def apply_chat_template(
@@ -163,7 +163,7 @@ class _Adapter:
         return ids[-most:]
 
     def _context(self, text: str) -> list[int]:
-        """With start tokens, once."""
+        """Tokens of a context: with start tokens, once."""
         ids, start = self._encode(text), list(self._tokenizer.start_ids)
         ids = ids if start and ids[: len(start)] == start else [*start, *ids]
         return ids or self._start()

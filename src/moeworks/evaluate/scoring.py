@@ -25,7 +25,7 @@ class Row:
     ids: Sequence[int]
     predicted: int
     token_type: int | None = None
-    """Of all of them, for models with pools of experts; None is the model's `token_type`."""
+    """Type of all tokens, for models with pools of experts; None is the model's `token_type`."""
     start: int = 0
     """Place of the first token in its text."""
     experts: np.ndarray | None = None
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row."""
+    """Score of one row."""
 
     nats: float
     """Summed cross-entropy of the predicted tokens."""

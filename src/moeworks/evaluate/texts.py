@@ -30,7 +30,7 @@ class Totals:
     documents: int = 0
 
     def add(self, other: "Totals") -> None:
-        """Add those of another set."""
+        """Add the sums over another set of documents."""
         self.nats += other.nats
         self.tokens += other.tokens
         self.bytes += other.bytes
@@ -92,7 +92,7 @@ def evaluate_texts(
         batch_tokens: about so many tokens are read together.
         max_bytes: documents are taken up to about so many bytes, in each domain.
         replay: the routing of a trace of the same documents, which the model is made to follow.
-        progress: is told the bytes of what is done.
+        progress: called with the number of bytes that were evaluated since the last call.
     """
     domains: dict[str, Totals] = {}
     chosen = iter(_up_to(documents, max_bytes))
@@ -138,7 +138,7 @@ def _leading_bytes(tokenizer: ModelTokenizer, first: int) -> int:
 
 
 def total(domains: dict[str, Totals]) -> Totals:
-    """Of all domains together."""
+    """Totals of all domains together."""
     everything = Totals()
     for totals in domains.values():
         everything.add(totals)

@@ -29,7 +29,7 @@ class Completion:
 
 
 class _Writer:
-    """Collects the tokens of one text."""
+    """The text of one completion, collected token by token."""
 
     def __init__(self, tokenizer: ModelTokenizer, stop: Sequence[str], prompt_ids: Sequence[int]) -> None:
         before = tokenizer.without_frame(prompt_ids)
@@ -65,7 +65,7 @@ class _Writer:
         self.ended, self._reason = True, reason
 
     def completion(self) -> Completion:
-        """The whole."""
+        """The completion, once the text has ended."""
         return Completion("".join(self._pieces), tuple(self._ids), self._reason, self._prompt_tokens)
 
 
@@ -85,11 +85,11 @@ def stream(
 
     Args:
         prompt_ids: from encode_prompt or encode_chat.
-        seed: of the draws.
+        seed: seed of the random draws.
         prefix: remembered prompts.
         acceptance: to draft with the model's MTP layers and count the drafts; greedy decoding only.
         draft_tokens: how many drafts a step checks; None: as many as there are MTP layers.
-        done: is called with the whole at the end.
+        done: called with the completion at the end.
 
     Raises ConfigError for a prompt longer than the model's context.
     """

@@ -35,7 +35,7 @@ def generate(
 
     Args:
         sampling: how a token is drawn.
-        seed: of the draws.
+        seed: seed of the random draws.
         stop_id, stop_ids: tokens that end the text; they are not yielded.
         prefill_chunk: the prompt is read in pieces of so many tokens.
         prefix: remembers prompts, so that one that starts like an earlier one is not read twice.
@@ -104,7 +104,7 @@ def generate_batch(
 
 @dataclass
 class _Row:
-    """One text."""
+    """One text of a batch."""
 
     ids: list[int]
     generator: torch.Generator

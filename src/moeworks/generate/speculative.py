@@ -29,18 +29,18 @@ class Acceptance:
     """How many drafts came true, in all and by their place in a step."""
 
     drafted_at: list[int] = field(default_factory=list)
-    """Of the first drafts of a step, the second ones, and so on: how many there were."""
+    """Number of first drafts of a step, of second ones, and so on."""
     accepted_at: list[int] = field(default_factory=list)
-    """How many of these were taken; a draft is only when those before it are."""
+    """Number of these that were accepted; a draft is accepted only if those before it are."""
 
     @property
     def drafted(self) -> int:
-        """In all."""
+        """Number of drafts in all places together."""
         return sum(self.drafted_at)
 
     @property
     def accepted(self) -> int:
-        """In all."""
+        """Number of accepted drafts in all places together."""
         return sum(self.accepted_at)
 
     @property
