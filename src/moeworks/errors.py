@@ -5,6 +5,7 @@ MoeworksError                 the command line prints it in one message and exit
 ├── DataError                 a corpus, file or tokenizer that cannot be used
 ├── CheckpointError           a checkpoint that is missing, altered, or of another model
 ├── TrainingError             training cannot go on (a loss or gradient that is not finite)
+├── NotFiniteError            a model's outputs are NaN or infinite; says at which token and in which module
 └── MissingDependencyError    an optional package is needed; says how to install it
 """
 
@@ -32,6 +33,10 @@ class CheckpointError(MoeworksError):
 
 class TrainingError(MoeworksError):
     """Training cannot go on."""
+
+
+class NotFiniteError(MoeworksError):
+    """A model's outputs are NaN or infinite."""
 
 
 class MissingDependencyError(MoeworksError, ImportError):

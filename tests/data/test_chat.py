@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from moeworks.data.chat import LONGEST_TEMPLATE, render_chat
+from moeworks.data.chat import LONGEST_TEMPLATE, mark_spelled, render_chat, split_marked
 from moeworks.errors import DataError
 
 HELLO = {"messages": [{"role": "user", "content": "hi ü😀"}], "add_generation_prompt": True}
@@ -75,3 +75,13 @@ def test_time_is_bounded(template):
 def test_a_template_of_megabytes_is_not_run():
     with pytest.raises(DataError, match="1000001 characters; at most 1000000"):
         render_chat("a" * (LONGEST_TEMPLATE + 1), HELLO)
+
+
+def test_marks_survive_only_around_what_they_mark():
+    """A message cannot bring marks of its own, and a template that takes them apart joins nothing."""
+    start, end = "\U000f0000", "\U000f0001"
+    marked = mark_spelled([{"role": "user", "content": f"a{start}<e>{end}b", "n": 1}], ["<e>", "<e"])
+    assert marked == [{"role": "user", "content": f"a{start}<e>{end}b", "n": 1}]
+    assert split_marked(f"x{start}<e>{end}y") == [("x", False), ("<e>", True), ("y", False)]
+    assert split_marked(f"x<{start}e>y") == [("x<", False), ("e>y", False)]
+    assert split_marked("") == [] and mark_spelled(["<e>"], []) == ["<e>"]

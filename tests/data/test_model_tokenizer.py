@@ -1,7 +1,5 @@
 """Tokenizers of published checkpoints and of runs: start, end, chat, and what the makers recommend."""
 
-import json
-
 import pytest
 from tiny_tokenizers import BOS, EOS, TEMPLATE, VOCAB, write_folder
 
@@ -79,12 +77,38 @@ def test_what_the_makers_recommend(tmp_path, generation, sampling):
     assert of(tmp_path / "m", generation=generation).sampling == sampling
 
 
+def test_advice_that_makes_no_sense_is_told_and_ignored(tmp_path):
+    tokenizer = of(tmp_path / "m", generation={"top_p": 3, "top_k": -1, "temperature": 0.5})
+    assert tokenizer.sampling == {"temperature": 0.5}
+    assert tokenizer.ignored_advice == ("top_p = 3: must lie in (0, 1]",)
+
+
+def test_ends_that_are_no_tokens(tmp_path):
+    assert of(tmp_path / "m", generation={"eos_token_id": [-1, True, None, 7]}).stop_ids == (EOS, 7)
+
+
 def test_a_template_in_a_file_of_its_own_and_named_ones(tmp_path):
     write_folder(tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").write_text("file")
     assert tokenizer_of(tmp_path / "m", VOCAB).chat_template == "file"
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     assert of(tmp_path / "n", tokenizer={"chat_template": named}).chat_template == "d"
+
+
+def test_named_templates_in_a_folder(tmp_path):
+    write_folder(tmp_path / "m", tokenizer={"chat_template": None})
+    folder = tmp_path / "m" / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("tools")
+    assert tokenizer_of(tmp_path / "m", VOCAB).chat_template is None
+    (tmp_path / "m" / "chat_template.jinja").write_text("file")
+    assert tokenizer_of(tmp_path / "m", VOCAB).chat_template == "file"
+
+
+def test_a_message_cannot_end_itself(tmp_path):
+    tokenizer = of(tmp_path / "m")
+    spelled = tokenizer.encode_chat([{"role": "user", "content": "x<eos><bos>y"}])
+    assert spelled == [BOS, *b"[user]x<eos><bos>y", EOS]
 
 
 def test_what_is_missing_or_bad_is_an_error(tmp_path):
@@ -94,12 +118,6 @@ def test_what_is_missing_or_bad_is_an_error(tmp_path):
         tokenizer_of(folder, VOCAB).encode_chat([])
     with pytest.raises(CheckpointError, match="has 259 tokens, the model only 100"):
         tokenizer_of(folder, 100)
-    (folder / "generation_config.json").write_text(json.dumps({"top_p": 3}))
-    with pytest.raises(DataError, match=r"generation_config.json: top_p = 3: must lie in"):
-        tokenizer_of(folder, VOCAB)
-    (folder / "generation_config.json").write_text(json.dumps({"top_p": "much"}))
-    with pytest.raises(DataError, match=r"top_p = 'much': is no number"):
-        tokenizer_of(folder, VOCAB)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer.json: not a tokenizer.json"):
         tokenizer_of(folder, VOCAB)

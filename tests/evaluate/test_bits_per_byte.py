@@ -13,6 +13,7 @@ from moeworks.config import CapacityConfig, LayerPatternConfig
 from moeworks.data.shards import PreparedCorpus
 from moeworks.data.store import TokenStore
 from moeworks.data.validation import ValidationSet
+from moeworks.errors import ConfigError, NotFiniteError
 from moeworks.evaluate.bits_per_byte import Evaluation, evaluate
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.parallel.world import World
@@ -145,6 +146,29 @@ def test_model_and_random_state_are_as_before(texts, corpus, training):
     assert differing(all_state(trainer), before) == []
     assert torch.equal(torch.get_rng_state(), random_state)
     assert {module.training for module in trainer.model.modules()} == {training}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_before_when_a_batch_raises(model, corpus, training):
+    model.train(training)
+    model.embed.weight.data.fill_(torch.nan)
+    with pytest.raises(
+        NotFiniteError, match=r"the validation loss is not finite: first at token 0 .* of embed"
+    ):
+        evaluate(model, ValidationSet(corpus.validation, 16, 4), corpus.domains)
+    assert {module.training for module in model.modules()} == {training}
+    with pytest.raises(ConfigError, match="positions"):
+        evaluate(model, ValidationSet(corpus.validation, 1000, 4), corpus.domains)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks(model, corpus, monkeypatch):
+    """A rank whose own batches are finite learns it from the sum."""
+    monkeypatch.setattr(
+        World, "sum_", lambda self, tensor: tensor.fill_(torch.nan) if tensor.is_floating_point() else None
+    )
+    with pytest.raises(NotFiniteError, match="on another process"):
+        evaluate(model, ValidationSet(corpus.validation, 16, 4), corpus.domains, World(rank=0, size=2))
 
 
 def test_it_repeats_and_draws_nothing_and_drops_nothing(texts, corpus):

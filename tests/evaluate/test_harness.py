@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_chain import chain_model, spaced_tokenizer
 from tiny_tokenizers import BOS, EOS, VOCAB, write_folder
 
 from moeworks import load
 from moeworks.config.generate import GenerationConfig, SamplingConfig
-from moeworks.data.model_tokenizer import tokenizer_of
+from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
 from moeworks.errors import ConfigError, MissingDependencyError
 from moeworks.evaluate.harness import evaluate_tasks, harness_model, rolling_rows
 from moeworks.generate.complete import complete
@@ -110,6 +111,29 @@ def test_generate_until(adapter, parts):
     want = [whole[0][: whole[0].index(stop)], whole[1].split("\0")[0], whole[2]]
     assert adapter.generate_until(asked) == want
     assert len(adapter.generate_until([request("x" * 300, {"until": []})])) == 1  # of 256 tokens, context 64
+
+
+def test_generated_answers_keep_their_first_space():
+    """As the harness's own models do: the space before the first word is part of the answer."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    tokenizer = ModelTokenizer(spaced_tokenizer(["▁Hello", "▁world", "!"]), (1,), (2,))
+    spaced = harness_model(chain_model(6, {3: 4, 4: 5, 5: 2}), tokenizer)
+    assert spaced.generate_until([request("Hello", {"until": ["!"]}), request("Hello", {"until": None})]) == [
+        " world",
+        " world!",
+    ]
+    assert spaced.generate_until([request("Hello", {"until": [" world"]})]) == [""]
+
+
+def test_contexts_that_are_too_long_are_counted(parts):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    adapter = harness_model(*parts)
+    adapter.generate_until([request("x" * 31, {"until": [], "max_gen_toks": 32}), request("x" * 3, {})])
+    adapter.loglikelihood([request("x" * 62, "y")])
+    assert adapter.shortened == 0
+    adapter.generate_until([request("x" * 32, {"until": [], "max_gen_toks": 32})])
+    adapter.loglikelihood([request("x" * 65, "y")])
+    assert adapter.shortened == 2
 
 
 def test_chat(adapter):

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from tiny_chain import chain_model, spaced_tokenizer
 from tiny_tokenizers import BOS, VOCAB, write_folder
 
 from moeworks import load
 from moeworks.data.documents import Document
 from moeworks.data.model_tokenizer import ModelTokenizer, tokenizer_of
+from moeworks.errors import DataError, NotFiniteError
 from moeworks.evaluate.texts import evaluate_texts, total
 
 DOCUMENTS = [
@@ -66,7 +68,39 @@ def test_without_a_start_the_first_token_is_not_predicted(loaded):
     model, tokenizer = loaded
     bare = ModelTokenizer(tokenizer.backend)
     domains = evaluate_texts(model, bare, DOCUMENTS[:1], context=32, stride=32)
-    assert domains["b"].tokens == len(DOCUMENTS[0].text) - 1
+    assert domains["b"].tokens == domains["b"].bytes == len(DOCUMENTS[0].text) - 1
+
+
+@pytest.mark.parametrize(("text", "size"), [("Hello world!", 7), (" Hello!", 7), ("", 0), ("Hello", 0)])
+def test_bytes_that_nothing_predicts_do_not_count(text, size):
+    """With a tokenizer that puts a space before a text: that one is no byte of it."""
+    bare = ModelTokenizer(spaced_tokenizer(["▁Hello", "▁world", "!", "▁"]))
+    documents = [Document(text, "a", "1"), Document("Hello!", "b", "2")]
+    domains = evaluate_texts(chain_model(8, {}), bare, documents, context=32, stride=32)
+    assert {name: totals.bytes for name, totals in domains.items()} == ({"a": size} if size else {}) | {
+        "b": 1
+    }
+
+
+def test_no_text_at_all(loaded):
+    for documents, count in ([], 0), ([Document("", "a", "1")], 1):
+        with pytest.raises(DataError, match=f"evaluation: {count} documents hold no text"):
+            evaluate_texts(*loaded, documents, context=32, stride=32)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(loaded):
+    """It names the document, the token and the module; NaN is never a figure."""
+    _, tokenizer = loaded
+    model = chain_model(VOCAB, {})
+    model.embed.weight.data[ord("w")] = (
+        torch.nan
+    )  # a word that is token 15 of the third text, after the start token
+    with pytest.raises(NotFiniteError) as error:
+        evaluate_texts(model, tokenizer, DOCUMENTS, context=32, stride=32)
+    assert str(error.value) == (
+        "the loss on 3 is not finite: first at token 15, in the output of embed; 264 of 69,696 values of"
+        " embed.weight are not finite: the checkpoint is damaged, or its training diverged"
+    )
 
 
 def test_max_bytes_is_per_domain(loaded):

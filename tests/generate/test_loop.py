@@ -3,6 +3,7 @@
 import pytest
 import torch
 from random_layers import randomise_
+from tiny_chain import chain_model
 from tiny_run import BYTES
 
 from moeworks.config import (
@@ -15,7 +16,8 @@ from moeworks.config import (
     SharedExpertsConfig,
 )
 from moeworks.config.generate import SamplingConfig
-from moeworks.generate.loop import generate
+from moeworks.errors import NotFiniteError
+from moeworks.generate.loop import generate, generate_batch
 from moeworks.models.decoder import Decoder
 
 GREEDY = SamplingConfig(temperature=0)
@@ -154,3 +156,41 @@ def test_a_prompt_that_fills_the_limit_is_kept_whole():
 def test_limit_of_one_position():
     model = build(limit=1)
     assert len(list(generate(model, PROMPT, 4))) == 4
+
+
+# Logits that are not finite.
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(), SamplingConfig(top_k=2, top_p=0.5)])
+def test_logits_that_are_not_finite_are_an_error(value, sampling):
+    model = build()
+    assert model.lm_head is not None
+    model.lm_head.weight.data[9] = value
+    with pytest.raises(
+        NotFiniteError, match=r"the logits after 4 tokens are not finite: first at token 0 of 4 "
+    ):
+        next(generate(model, PROMPT, 5, sampling=sampling))
+
+
+def test_a_token_that_breaks_the_model_is_named():
+    """The model says 1, 2, 3; the embedding of 3 is damaged."""
+    model = chain_model(8, {0: 1, 1: 2, 2: 3})
+    model.embed.weight.data[3, 0] = torch.nan
+    tokens, seen = generate(model, [0], 9, sampling=GREEDY), []
+    with pytest.raises(
+        NotFiniteError, match=r"after 4 tokens are not finite: first at token 3 of 4 .*output of embed"
+    ):
+        seen.extend(tokens)
+    assert seen == [1, 2, 3]
+
+
+def test_a_text_that_has_ended_may_break():
+    """Of a batch, the text is named that is not finite; one that has ended does not matter."""
+    model = chain_model(8, {0: 1, 1: 2, 2: 4, 4: 5})
+    model.embed.weight.data[6] = torch.nan
+    with pytest.raises(NotFiniteError, match="after 2 tokens of text 2 are not finite"):
+        list(generate_batch(model, [[0], [1, 6]], 3, sampling=GREEDY))
+    ended = [False, True]
+    batch = generate_batch(model, [[0], [1, 6]], 3, sampling=GREEDY, ended=ended)
+    assert [tokens[0] for tokens in batch] == [1, 2, 4]

@@ -10,7 +10,7 @@ from tiny_published import DEEPSEEK
 
 from moeworks import Decoder
 from moeworks.config.generate import SamplingConfig
-from moeworks.errors import ConfigError
+from moeworks.errors import ConfigError, NotFiniteError
 from moeworks.families import from_hf
 from moeworks.generate.loop import generate
 from moeworks.generate.speculative import Acceptance, _Drafter, generate_ahead
@@ -141,3 +141,20 @@ def test_what_cannot_be_is_refused():
         list(generate_ahead(make(LATENT), [1], 3, draft_tokens=0))
     with pytest.raises(ConfigError, match="exceed max_seq_len"):
         list(generate_ahead(make(LATENT), [1], 64))
+
+
+@pytest.mark.parametrize("drafts", [1, 3])
+def test_logits_that_are_not_finite_are_an_error(drafts):
+    """In the prompt, and later on."""
+    model = make(LATENT)
+    said = list(generate(model, [3, 17], 12, sampling=GREEDY))
+    later = next(token for token in said if token not in (3, 17))
+    model.embed.weight.data[later] = torch.nan
+    with pytest.raises(
+        NotFiniteError, match=r"the logits after \d+ tokens are not finite: first at token \d"
+    ):
+        list(generate_ahead(model, [3, 17], 12, draft_tokens=drafts))
+    with pytest.raises(
+        NotFiniteError, match="the logits after 2 tokens are not finite: first at token 1 of 2"
+    ):
+        list(generate_ahead(model, [3, later], 12, draft_tokens=drafts))

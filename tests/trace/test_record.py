@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_run import random_batch, tiny_config, write_texts
 
 from moeworks.config import CapacityConfig, LayerPatternConfig, ModelConfig, RouterConfig
-from moeworks.errors import ConfigError
+from moeworks.errors import ConfigError, NotFiniteError
 from moeworks.models.decoder import Decoder
 from moeworks.ops.scoring import route
 from moeworks.trace import token_columns
@@ -115,3 +115,17 @@ def test_a_dense_model_and_rows_that_do_not_fit(model):
     output = model(random_batch().tokens_BL)
     with pytest.raises(ConfigError, match="routing rows = 48: must be the 3 tokens"):
         record(output.routings, token_columns(3), model_header(model.config))
+
+
+def test_routing_that_is_not_finite_is_an_error(model):
+    """It says at which token of which document; padding does not matter."""
+    batch = random_batch()
+    output = model(batch.tokens_BL, valid_BL=batch.valid_BL)
+    count, header = batch.tokens_BL.numel(), model_header(model.config)
+    tokens = token_columns(count, position=np.arange(count) % 7, document=np.arange(count) // 7)
+    padding = int((~batch.valid_BL.flatten()).nonzero()[0])
+    output.routings[1].router_logits_TE[padding] = torch.nan
+    record(output.routings, tokens, header)
+    output.routings[1].router_logits_TE[9] = torch.nan
+    with pytest.raises(NotFiniteError, match="router of layer 1 is not finite at token 2 of document 1:"):
+        record(output.routings, tokens, header)

@@ -78,7 +78,7 @@ class GenerateOptions:
         if self.speculative:
             advice = {"temperature": 0.0}
         elif chosen.get("temperature") and advice.get("temperature") == 0:
-            advice = {}
+            advice = {name: value for name, value in advice.items() if name != "temperature"}
         sampling = SamplingConfig(**{**advice, **chosen})
         if sampling.temperature == 0:
             self._refuse_choosing(chosen)

@@ -14,6 +14,7 @@ from moeworks.config.count import count_parameters
 from moeworks.config.pools import type_named
 from moeworks.evaluate.bits_per_byte import Evaluation
 from moeworks.generate.loop import generate
+from moeworks.generate.stream import continuation_text
 from moeworks.ops.load import load_figures
 from moeworks.train.step import autocast
 from moeworks.train.trainer import Trainer
@@ -116,6 +117,6 @@ def _sample(trainer: Trainer) -> dict[str, Any]:
     model.eval()
     ids = generate(model, prompt, config.sample_tokens, seed=config.seed, stop_id=tokenizer.end_of_text_id)
     with autocast(trainer.config, trainer.world.device):
-        record["text"] = tokenizer.decode(list(ids))
+        record["text"] = continuation_text(tokenizer.decode, prompt[1:], ids)
     model.token_type = None
     return record

@@ -1,9 +1,13 @@
 """Settings of text generation."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from moeworks.errors import check
+from moeworks.errors import ConfigError, check
+
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,48 @@ class SamplingConfig:
         check(0 <= self.min_p <= 1, "min_p", self.min_p, "must lie in [0, 1]")
         penalty = self.repetition_penalty
         check(0 < penalty < math.inf, "repetition_penalty", penalty, "must be positive")
+
+
+@dataclass(frozen=True)
+class SamplingAdvice:
+    """What a model's makers recommend, as far as it can be followed."""
+
+    fields: Mapping[str, Any]
+    """Fields of SamplingConfig."""
+    ignored: tuple[str, ...] = ()
+    """What cannot be followed, each with the reason."""
+
+
+def sampling_advice(record: Mapping[str, Any]) -> SamplingAdvice:
+    """The sampling fields of a generation_config.json, which mean what transformers does with them.
+
+    A top_k of 0, or below it as vLLM writes it, is no limit; top_p 0 and temperature 0 take the most probable
+    token, and so does `do_sample` false, which leaves the repetition penalty in force. Values that make no
+    sense are ignored, because advice must not keep a model from being used.
+    """
+    fields: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name in SAMPLING_FIELDS:
+        value = record.get(name)
+        if value is None or (name == "top_k" and value in (0, -1)):
+            continue
+        if name == "top_p" and value == 0:
+            name, value = "temperature", 0.0
+        if name == "top_k" and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            check(number, name, value, "must be a number")
+            check(name != "top_k" or isinstance(value, int), name, value, "must be a whole number")
+            SamplingConfig(**{name: value})
+        except ConfigError as error:
+            ignored.append(str(error))
+        else:
+            fields[name] = value
+    if record.get("do_sample") is False:
+        penalty = "repetition_penalty"
+        fields = {"temperature": 0.0} | ({penalty: fields[penalty]} if penalty in fields else {})
+    return SamplingAdvice(fields, tuple(ignored))
 
 
 @dataclass(frozen=True, kw_only=True)

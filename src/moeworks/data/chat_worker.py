@@ -1,7 +1,8 @@
 """The process that runs a chat template: a request as JSON on stdin, the text or an error as JSON on stdout.
 
 A script that imports nothing of moeworks, so that it starts at once. What templates may use beside jinja2
-itself is what transformers gives them: raise_exception, strftime_now, tojson, break and continue.
+itself is what transformers gives them: raise_exception, strftime_now, tojson, dict.fromkeys, break and
+continue, {% generation %}.
 """
 
 import datetime
@@ -52,9 +53,29 @@ def strftime_now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON without the escapes that jinja2's own filter adds for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class TemplateDict:
+    """`dict` of templates, which has fromkeys beside the call."""
+
+    def __call__(self, *items: Any, **named: Any) -> dict[Any, Any]:
+        """A new dictionary."""
+        return dict(*items, **named)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        """A dictionary with one value for all keys."""
+        return dict.fromkeys(keys, value)
 
 
 def render(template: str, variables: dict[str, Any], limit: int) -> str:
@@ -63,7 +84,7 @@ def render(template: str, variables: dict[str, Any], limit: int) -> str:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = to_json
-    given = {"raise_exception": complain, "strftime_now": strftime_now}
+    given = {"raise_exception": complain, "strftime_now": strftime_now, "dict": TemplateDict()}
     pieces, size = [], 0
     for piece in environment.from_string(template, globals=given).generate(**variables):
         size += len(piece)

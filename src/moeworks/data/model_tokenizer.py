@@ -1,8 +1,9 @@
 """The tokenizer that belongs to a model on disk: of a run, of a published checkpoint, or of a GGUF file."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -10,19 +11,18 @@ import tokenizers
 
 from moeworks.checkpoint import read_checkpoint
 from moeworks.checkpoint.source import read_json
-from moeworks.config.generate import SamplingConfig
-from moeworks.data.chat import render_chat
+from moeworks.config.generate import sampling_advice
+from moeworks.data.chat import chat_variables, mark_spelled, render_chat, split_marked
 from moeworks.data.gguf_tokenizer import read_gguf_tokenizer
 from moeworks.data.sentencepiece_tokenizer import SentencePieceTokenizer, read_sentencepiece
 from moeworks.data.tokenizer import Tokenizer, load_tokenizer
-from moeworks.errors import CheckpointError, ConfigError, DataError, check
+from moeworks.errors import CheckpointError, ConfigError, DataError
 from moeworks.pretrained import find_checkpoint, published_config
 
 Backend = tokenizers.Tokenizer | SentencePieceTokenizer
 Json = dict[str, Any]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class ModelTokenizer:
     """bos_token, eos_token …: what chat templates know by these names."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingConfig that the model's makers recommend (generation_config.json)."""
+    ignored_advice: tuple[str, ...] = ()
+    """What they recommend and cannot be followed, each with the reason."""
 
     @property
     def fingerprint(self) -> str:
@@ -59,8 +61,16 @@ class ModelTokenizer:
         return [*self.start_ids, *self.encode(text)] or list(self.prefix_ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """A conversation, up to where the model answers. Raises ConfigError without a chat template."""
-        ids = self.encode_marked(self.chat_text(messages))
+        """A conversation, up to where the model answers.
+
+        A control token that a message spells out is ordinary text: only the template places those. Raises
+        ConfigError without a chat template, and for a token that the tokenizer cannot read as text.
+        """
+        marked = mark_spelled(messages, self._control_tokens())
+        ids: list[int] = []
+        for number, (piece, spelled) in enumerate(split_marked(self.chat_text(marked))):
+            encode = self._encode_spelled if spelled else self.encode_marked
+            ids += encode(piece) if number == 0 else self._continued(piece, encode)
         if not ids:
             raise ConfigError("chat: the chat template makes an empty text of these messages")
         return ids
@@ -72,12 +82,50 @@ class ModelTokenizer:
         """
         if self.chat_template is None:
             raise ConfigError("chat: this model comes without a chat template; give it a plain text")
-        variables = {**self.special_tokens, "messages": list(messages), "add_generation_prompt": answer}
+        variables = {**self.special_tokens, **chat_variables(messages, answer=answer)}
         return render_chat(self.chat_template, variables)
+
+    def _control_tokens(self) -> list[str]:
+        """Special tokens, and added ones that the chat template contains, but for white space."""
+        template, found = self.chat_template or "", []
+        for added in self.backend.get_added_tokens_decoder().values():
+            text, special = (added, True) if isinstance(added, str) else (added.content, added.special)
+            if text and (special or (text in template and not text.isspace())):
+                found.append(text)
+        return found
+
+    def _encode_spelled(self, text: str) -> list[int]:
+        """The tokens of `text` as if there were no added ones. Raises ConfigError where there are anyway."""
+        backend = self.backend
+        if isinstance(backend, SentencePieceTokenizer):
+            ids = backend.encode_plain(text)
+        else:
+            normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+            pieces = [normal]
+            if backend.pre_tokenizer is not None:
+                pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+            ids = [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+        token = text.removeprefix("\n")
+        if backend.token_to_id(token) in ids:
+            raise ConfigError(
+                f"chat: a message spells {token!r}, which this tokenizer cannot read as text; remove it there"
+            )
+        return ids
+
+    def _continued(self, piece: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """The tokens of a piece from the middle of a text: after a line end no space is put before it."""
+        line_end = self.encode_marked("\n")
+        ids = encode("\n" + piece)
+        return ids[len(line_end) :] if ids[: len(line_end)] == line_end else encode(piece)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of `ids`; bytes that are no whole UTF-8 character become U+FFFD."""
         return self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
+
+    def without_frame(self, ids: Sequence[int]) -> list[int]:
+        """`ids` without the start and stop tokens that they begin with: what is the text's own."""
+        frame = {*self.start_ids, *self.stop_ids}
+        return list(dropwhile(frame.__contains__, ids))
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -111,7 +159,6 @@ def tokenizer_of(path: str | Path, vocab_size: int) -> ModelTokenizer:
             f"{path}: the tokenizer has {found.size} tokens, the model only {vocab_size}; they do not belong"
             " together"
         )
-    _check_sampling(path, found.sampling)
     return found
 
 
@@ -140,7 +187,10 @@ def _of_run(checkpoint: Path) -> ModelTokenizer:
 
 def _of_gguf(path: Path) -> ModelTokenizer:
     read = read_gguf_tokenizer(path)
-    named = {f"{kind}_token": read.pieces[number] for kind, number in read.special_ids.items()}
+    names = {"unknown": "unk", "padding": "pad"}  # of GGUF, and of templates
+    named = {
+        f"{names.get(kind, kind)}_token": read.pieces[number] for kind, number in read.special_ids.items()
+    }
     start = (read.special_ids["bos"],) if read.add_bos and "bos" in read.special_ids else ()
     stop = (read.special_ids["eos"],) if "eos" in read.special_ids else ()
     return ModelTokenizer(read.backend, start, stop, read.chat_template, named)
@@ -150,13 +200,15 @@ def _of_published(folder: Path) -> ModelTokenizer:
     config = _optional_json(folder / "tokenizer_config.json")
     backend, config = _backend(folder, config)
     named = {name: text for name in _NAMED if (text := _content(config.get(name))) is not None}
+    advice = sampling_advice(_optional_json(folder / "generation_config.json"))
     return ModelTokenizer(
         backend,
         _start_ids(backend, config, named),
         _stop_ids(folder, backend, named),
         _chat_template(folder, config),
         named,
-        _sampling(_optional_json(folder / "generation_config.json")),
+        advice.fields,
+        advice.ignored,
     )
 
 
@@ -218,7 +270,9 @@ def _stop_ids(folder: Path, backend: Backend, named: Mapping[str, str]) -> tuple
     for name in ("generation_config.json", "config.json"):
         given = _optional_json(folder / name).get("eos_token_id")
         listed = given if isinstance(given, list) else [given]
-        stops = [token for token in listed if isinstance(token, int) and not isinstance(token, bool)]
+        stops = [
+            token for token in listed if isinstance(token, int) and not isinstance(token, bool) and token >= 0
+        ]
         if stops:
             break
     own = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
@@ -226,31 +280,17 @@ def _stop_ids(folder: Path, backend: Backend, named: Mapping[str, str]) -> tuple
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+    """The default template: of chat_template.jinja, or of tokenizer_config.json, there alone or by name."""
+    for file in (folder / "chat_template.jinja", folder / "additional_chat_templates" / "default.jinja"):
         try:
             return file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, each with a name
-        templates = {str(t.get("name")): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = templates.get("default")
+        template = {str(t.get("name")): t.get("template") for t in template if isinstance(t, Mapping)}
+    if isinstance(template, Mapping):
+        template = template.get("default")
     return template if isinstance(template, str) else None
-
-
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
-    if found.get("top_k") == 0:  # transformers' word for all
-        del found["top_k"]
-    return {"temperature": 0.0} if config.get("do_sample") is False else found
-
-
-def _check_sampling(path: Path, sampling: Mapping[str, Any]) -> None:
-    try:
-        for name, value in sampling.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(number, name, value, "is no number")
-        SamplingConfig(**sampling)
-    except ConfigError as error:
-        raise DataError(f"{path / 'generation_config.json'}: {error}") from error

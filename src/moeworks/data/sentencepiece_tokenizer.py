@@ -82,6 +82,10 @@ class SentencePieceTokenizer:
             place, processor = match.end(), self._later
         return Encoded(ids + processor.encode(text[place:]))
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of `text` as if there were no added tokens."""
+        return self._later.encode(text)
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`: bytes that are no whole UTF-8 character become U+FFFD, unknown ids nothing."""
         parts: list[str] = []

@@ -1,8 +1,9 @@
 """Bits per byte on validation documents, overall and per domain, and where each domain's tokens went."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from moeworks.config.pools import domain_types
 from moeworks.data.batches import Batch
 from moeworks.data.validation import ValidationSet
+from moeworks.errors import NotFiniteError
 from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.models.diagnose import not_finite
 from moeworks.ops.cross_entropy import token_cross_entropies
 from moeworks.ops.routing import Routing, count_assignments
 from moeworks.parallel.world import World
@@ -64,7 +67,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on every token of `validation`; the batches are shared out over the ranks of `world`.
 
-    Routing is counted in evaluation mode; no training state is touched.
+    Routing is counted in evaluation mode; no training state is touched. Raises NotFiniteError where the loss
+    is NaN or infinite, on all ranks.
     """
     world = world or World(device=next(model.parameters()).device)
     config = model.config
@@ -72,24 +76,45 @@ def evaluate(
     nats = torch.zeros(len(domains), dtype=torch.float64, device=world.device)
     tokens = torch.zeros(len(domains), dtype=torch.int64, device=world.device)
     counts = tokens.new_zeros(len(domains), len(config.moe_layers), experts)
+    error: NotFiniteError | None = None
+
+    def forward(batch: Batch) -> DecoderOutput:
+        return model(
+            batch.tokens_BL,
+            document_ids_BL=batch.document_ids_BL,
+            valid_BL=batch.valid_BL,
+            token_types_BL=batch.token_types_BL,
+        )
+
     was_training = model.training
     model.eval()
-    for number, batch in enumerate(validation.batches()):
-        if number % world.size == world.rank:
-            batch = batch.to(world.device).typed(types)
-            output = model(
-                batch.tokens_BL,
-                document_ids_BL=batch.document_ids_BL,
-                valid_BL=batch.valid_BL,
-                token_types_BL=batch.token_types_BL,
-            )
-            _add_losses(nats, tokens, output, batch)
-            _add_counts(counts, output.routings, batch)
-    model.train(was_training)
+    try:
+        for number, batch in enumerate(validation.batches()):
+            if number % world.size == world.rank:
+                batch = batch.to(world.device).typed(types)
+                output = forward(batch)
+                _add_losses(nats, tokens, output, batch)
+                _add_counts(counts, output.routings, batch)
+                if error is None and not bool(torch.isfinite(nats).all()):
+                    error = _not_finite(model, batch, domains, partial(forward, batch))
+    finally:
+        model.train(was_training)
     for total in (nats, tokens, counts):
         world.sum_(total)
+    if not bool(torch.isfinite(nats).all()):  # on all ranks, so that none waits for another
+        raise error or NotFiniteError("the validation loss on another process is not finite")
     sizes = [int(size) for size in validation.bytes_per_domain]
     return Evaluation(domains, nats.tolist(), tokens.tolist(), sizes, counts.tolist())
+
+
+def _not_finite(
+    model: Decoder, batch: Batch, domains: tuple[str, ...], run: Callable[[], DecoderOutput]
+) -> NotFiniteError:
+    def name(row: int, place: int) -> str:
+        domain = domains[int(batch.domain_ids_BL[row, place])]
+        return f"token {place} of a piece of text of the domain {domain!r}"
+
+    return not_finite(model, "the validation loss is not finite", run, name)
 
 
 def _add_losses(nats_M: Tensor, tokens_M: Tensor, output: DecoderOutput, batch: Batch) -> None:

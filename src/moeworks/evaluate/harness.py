@@ -1,11 +1,13 @@
 """The tasks of lm-eval (EleutherAI's evaluation harness) on a model: an adapter to its interface."""
 
 import json
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from moeworks.config.generate import GenerationConfig, SamplingConfig
+from moeworks.config.generate import GenerationConfig, SamplingConfig, sampling_advice
 from moeworks.data.model_tokenizer import ModelTokenizer
 from moeworks.errors import ConfigError, DataError, MoeworksError, require
 from moeworks.evaluate.scoring import Row, Score, score_rows
@@ -13,7 +15,7 @@ from moeworks.generate.complete import complete
 from moeworks.models.decoder import Decoder
 
 MAX_GENERATED = 256
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _BATCH = 16  # texts that are generated together
 
 
@@ -55,6 +57,12 @@ def evaluate_tasks(
         raise
     except Exception as error:  # of many libraries below it
         raise DataError(f"lm-eval: {type(error).__name__}: {error}") from error
+    if adapter.shortened:
+        warnings.warn(
+            f"lm-eval: {adapter.shortened} requests exceed the model's context of {model.config.max_seq_len}"
+            " tokens and lost their beginning; fewer examples (num_fewshot) make them shorter",
+            stacklevel=2,
+        )
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
 
 
@@ -65,8 +73,9 @@ def _known_tasks() -> Any:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics without the names of filters where there is none."""
-    kept = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    """Metrics without the names of filters where there is none, and without those that have no value."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    kept = {name: value for name, value in numbers.items() if math.isfinite(value)}
     return {name.removesuffix(",none"): float(value) for name, value in kept.items()}
 
 
@@ -76,6 +85,8 @@ class _Adapter:
     def __init__(self, model: Decoder, tokenizer: ModelTokenizer, batch_tokens: int) -> None:
         super().__init__()
         self._model, self._tokenizer, self._batch_tokens = model, tokenizer, batch_tokens
+        self.shortened = 0
+        """Requests whose context exceeded the model's and lost its beginning."""
 
     @property
     def _limit(self) -> int:
@@ -87,7 +98,7 @@ class _Adapter:
         return f"moeworks-{self._tokenizer.size}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Its source, "" for none."""
+        """Source of the chat template, "" for none."""
         return self._tokenizer.chat_template or ""
 
     def apply_chat_template(
@@ -117,11 +128,12 @@ class _Adapter:
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         texts = [""] * len(requests)
         for options, indexes in groups.items():
-            config = _generation(json.loads(options), self._limit)
-            keep = self._limit - config.max_new_tokens
+            config = _generation(json.loads(options))
+            # A long answer forgets the start of its context on its way; it keeps at least half of the window.
+            keep = max(self._limit - config.max_new_tokens, self._limit // 2, 1)
             for start in range(0, len(indexes), _BATCH):
                 chosen = indexes[start : start + _BATCH]
-                prompts = [self._context(requests[index].args[0])[-keep:] for index in chosen]
+                prompts = [self._cut(self._context(requests[index].args[0]), keep) for index in chosen]
                 found = complete(self._model, self._tokenizer, prompts, config)
                 for index, completion in zip(chosen, found, strict=True):
                     texts[index] = completion.text
@@ -142,11 +154,16 @@ class _Adapter:
             after = both[len(before) :]
         if not after:
             raise DataError(f"lm-eval: the continuation {continuation!r} adds no token to its context")
-        kept = [*before, *after][-(self._limit + 1) :]
+        kept = self._cut([*before, *after], self._limit + 1)
         return Row(kept, min(len(after), len(kept) - 1))
 
+    def _cut(self, ids: list[int], most: int) -> list[int]:
+        """The last `most` of `ids`; texts that lose their beginning are counted."""
+        self.shortened += len(ids) > most
+        return ids[-most:]
+
     def _context(self, text: str) -> list[int]:
-        """With start tokens, once."""
+        """Tokens of a context: with start tokens, once."""
         ids, start = self._encode(text), list(self._tokenizer.start_ids)
         ids = ids if start and ids[: len(start)] == start else [*start, *ids]
         return ids or self._start()
@@ -170,14 +187,13 @@ def rolling_rows(ids: Sequence[int], start: Sequence[int], limit: int) -> Iterat
         done = end
 
 
-def _generation(options: Mapping[str, Any], limit: int) -> GenerationConfig:
+def _generation(options: Mapping[str, Any]) -> GenerationConfig:
     """lm-eval's gen_kwargs as a config; greedy unless do_sample says otherwise."""
     until = options.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-    asked = options.get("max_gen_toks", options.get("max_new_tokens", MAX_GENERATED))
-    given: dict[str, Any] = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
-    if not options.get("do_sample", given.get("temperature", 0) > 0):
-        given = {"temperature": 0.0}
-    return GenerationConfig(
-        max_new_tokens=min(int(asked), limit - 1), stop=until, sampling=SamplingConfig(**given)
-    )
+    asked = next((options[name] for name in _MAX_TOKENS if options.get(name) is not None), MAX_GENERATED)
+    sampled = options.get("do_sample", (options.get("temperature") or 0) > 0)
+    advice = sampling_advice({**options, "do_sample": bool(sampled)})
+    if advice.ignored:
+        raise ConfigError(f"lm-eval: {advice.ignored[0]}")
+    return GenerationConfig(max_new_tokens=int(asked), stop=until, sampling=SamplingConfig(**advice.fields))

@@ -1,5 +1,6 @@
 """How probable given tokens are: rows of tokens, of which the last ones are to be predicted."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moeworks.errors import check
-from moeworks.models.decoder import Decoder
+from moeworks.errors import NotFiniteError, check
+from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.models.diagnose import not_finite
 from moeworks.ops.replay import Replay
 
 _AT_ONCE = 256  # predictions whose logits are made together: those of a whole row may take gigabytes
@@ -23,16 +25,18 @@ class Row:
     ids: Sequence[int]
     predicted: int
     token_type: int | None = None
-    """Of all of them, for models with pools of experts; None is the model's `token_type`."""
+    """Type of all tokens, for models with pools of experts; None is the model's `token_type`."""
     start: int = 0
     """Place of the first token in its text."""
     experts: np.ndarray | None = None
     """int [layers, tokens, K]: the experts that the tokens are to have; of all rows of a call, or none."""
+    name: str = "a text"
+    """What messages call it."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row."""
+    """Score of one row."""
 
     nats: float
     """Summed cross-entropy of the predicted tokens."""
@@ -62,7 +66,8 @@ def windows(ids: Sequence[int], prefix: int, context: int, stride: int) -> Itera
 def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) -> Iterator[tuple[int, Score]]:
     """Yield the index of a row and its score, longest rows first, batches of about `batch_tokens` at once.
 
-    Raises ConfigError for a row without a token before those to predict, or longer than the context.
+    Raises ConfigError for a row without a token before those to predict, or longer than the context, and
+    NotFiniteError for one whose loss is NaN or infinite.
     """
     limit = model.config.max_seq_len
     for row in rows:
@@ -71,7 +76,9 @@ def score_rows(model: Decoder, rows: Sequence[Row], batch_tokens: int = 8192) ->
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
     while order:
         width = max(len(rows[order[0]].ids) - 1, 1)
-        size = max(batch_tokens // width, 1)
+        # Experts of limited capacity would make a row's score depend on the others.
+        alone = model.config.capacity.eval_capacity_factor is not None
+        size = 1 if alone else max(batch_tokens // width, 1)
         chosen, order = order[:size], order[size:]
         yield from zip(chosen, _score_batch(model, [rows[index] for index in chosen], width), strict=True)
 
@@ -87,17 +94,34 @@ def _score_batch(model: Decoder, rows: Sequence[Row], width: int) -> list[Score]
         tokens_BL[number, :length], targets_BL[number, :length] = ids[:-1], ids[1:]
         valid_BL[number, :length] = True
         wanted_BL[number, length - row.predicted : length] = True
-    valid = None if bool(valid_BL.all()) else valid_BL.to(device)
-    hidden_BLD = model(
-        tokens_BL.to(device),
-        valid_BL=valid,
-        token_types_BL=_types(model, rows, tokens_BL),
-        replay=_replay(rows, width),
-    ).hidden_BLD
-    return [
+    hidden_BLD = _forward(model, rows, tokens_BL, valid_BL).hidden_BLD
+    scores = [
         _score(model, hidden_LD[wanted_L.to(device)], targets_L[wanted_L].to(device))
         for hidden_LD, targets_L, wanted_L in zip(hidden_BLD, targets_BL, wanted_BL, strict=True)
     ]
+    for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        if not math.isfinite(score.nats):
+            raise _not_finite(model, row, tokens_BL[number : number + 1, : len(row.ids) - 1])
+    return scores
+
+
+def _forward(model: Decoder, rows: Sequence[Row], tokens_BL: Tensor, valid_BL: Tensor) -> DecoderOutput:
+    device = next(model.parameters()).device
+    return model(
+        tokens_BL.to(device),
+        valid_BL=None if bool(valid_BL.all()) else valid_BL.to(device),
+        token_types_BL=_types(model, rows, tokens_BL),
+        replay=_replay(rows, tokens_BL.shape[1]),
+    )
+
+
+def _not_finite(model: Decoder, row: Row, tokens_1L: Tensor) -> NotFiniteError:
+    return not_finite(
+        model,
+        f"the loss on {row.name} is not finite",
+        lambda: _forward(model, [row], tokens_1L, torch.ones_like(tokens_1L, dtype=torch.bool)),
+        lambda _, place: f"token {row.start + place}",
+    )
 
 
 def _types(model: Decoder, rows: Sequence[Row], tokens_BL: Tensor) -> Tensor | None:

@@ -9,6 +9,8 @@ from typing import Any
 from moeworks.config.pools import NAME_ONE, type_named
 from moeworks.data.documents import Document
 from moeworks.data.model_tokenizer import ModelTokenizer
+from moeworks.data.pieces import Pieces
+from moeworks.errors import DataError
 from moeworks.evaluate.replay import TraceReplay
 from moeworks.evaluate.scoring import Row, score_rows, windows
 from moeworks.models.decoder import Decoder
@@ -24,11 +26,11 @@ class Totals:
     tokens: int = 0
     """Predicted tokens."""
     bytes: int = 0
-    """UTF-8 bytes of the documents."""
+    """UTF-8 bytes of the predicted tokens: of the documents, but for first tokens that nothing predicts."""
     documents: int = 0
 
     def add(self, other: "Totals") -> None:
-        """Add those of another set."""
+        """Add the sums over another set of documents."""
         self.nats += other.nats
         self.tokens += other.tokens
         self.bytes += other.bytes
@@ -76,11 +78,12 @@ def evaluate_texts(
     """Totals by domain, sorted by name.
 
     Every token of a document is predicted once, the first one after the tokenizer's start tokens (or what
-    ends texts, where it has none). A model whose tokenizer has neither does not predict the first token.
+    ends texts, where it has none). A model whose tokenizer has neither does not predict the first token, and
+    neither its nats nor its bytes count. Domains without a predicted token are left out.
 
     With pools of experts a document's tokens are of the type of its domain, unless the model has a
-    `token_type`. Raises ConfigError for a domain that no pool is for, and DataError for a replay of other
-    documents.
+    `token_type`. Raises ConfigError for a domain that no pool is for, DataError for a replay of other
+    documents and for documents without any text, and NotFiniteError for a loss that is NaN or infinite.
 
     Args:
         context: tokens that the model reads at once.
@@ -89,7 +92,7 @@ def evaluate_texts(
         batch_tokens: about so many tokens are read together.
         max_bytes: documents are taken up to about so many bytes, in each domain.
         replay: the routing of a trace of the same documents, which the model is made to follow.
-        progress: is told the bytes of what is done.
+        progress: called with the number of bytes that were evaluated since the last call.
     """
     domains: dict[str, Totals] = {}
     chosen = iter(_up_to(documents, max_bytes))
@@ -100,7 +103,9 @@ def evaluate_texts(
             ids = tokenizer.encode(document.text)
             start = tokenizer.prefix_ids
             before = len(start) if start else 1
-            own = list(windows([*start, *ids], before, context, stride))
+            own = [
+                replace(row, name=document.source) for row in windows([*start, *ids], before, context, stride)
+            ]
             if replay is not None:
                 experts = replay.of_document(number, [*start, *ids], document.source)
                 own = [replace(row, experts=experts[:, row.start : row.start + len(row.ids)]) for row in own]
@@ -111,16 +116,29 @@ def evaluate_texts(
             rows += own
             owners += [document.domain] * len(own)
             size = len(document.text.encode())
+            if not start and ids:
+                size -= _leading_bytes(tokenizer, ids[0])
             domain = domains.setdefault(document.domain, Totals())
             domain.add(Totals(0.0, sum(row.predicted for row in own), size, 1))
         for index, score in score_rows(model, rows, batch_tokens):
             domains[owners[index]].nats += score.nats
         progress(sum(len(document.text.encode()) for _, document in block))
-    return dict(sorted(domains.items()))
+    found = {name: totals for name, totals in sorted(domains.items()) if totals.tokens}
+    if not found:
+        count = sum(totals.documents for totals in domains.values())
+        raise DataError(f"evaluation: {count} documents hold no text to predict; name files that do")
+    return found
+
+
+def _leading_bytes(tokenizer: ModelTokenizer, first: int) -> int:
+    """How many bytes of a text its first token stands for: not the space that a tokenizer put before it."""
+    piece = Pieces(tokenizer.backend).of([first])[0] or b""
+    dropped = piece.startswith(b" ") and not tokenizer.decode([first]).startswith(" ")
+    return len(piece) - dropped
 
 
 def total(domains: dict[str, Totals]) -> Totals:
-    """Of all domains together."""
+    """Totals of all domains together."""
     everything = Totals()
     for totals in domains.values():
         everything.add(totals)

@@ -29,13 +29,14 @@ class Completion:
 
 
 class _Writer:
-    """Collects the tokens of one text."""
+    """The text of one completion, collected token by token."""
 
-    def __init__(self, tokenizer: ModelTokenizer, stop: Sequence[str], prompt_tokens: int) -> None:
-        self._stream, self._stops = TextStream(tokenizer.decode), StopStrings(stop)
+    def __init__(self, tokenizer: ModelTokenizer, stop: Sequence[str], prompt_ids: Sequence[int]) -> None:
+        before = tokenizer.without_frame(prompt_ids)
+        self._stream, self._stops = TextStream(tokenizer.decode, before), StopStrings(stop)
         self._ids: list[int] = []
         self._pieces: list[str] = []
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens = len(prompt_ids)
         self.ended = False
 
     def add(self, token: int | None) -> str:
@@ -64,7 +65,7 @@ class _Writer:
         self.ended, self._reason = True, reason
 
     def completion(self) -> Completion:
-        """The whole."""
+        """The completion, once the text has ended."""
         return Completion("".join(self._pieces), tuple(self._ids), self._reason, self._prompt_tokens)
 
 
@@ -84,11 +85,11 @@ def stream(
 
     Args:
         prompt_ids: from encode_prompt or encode_chat.
-        seed: of the draws.
+        seed: seed of the random draws.
         prefix: remembered prompts.
         acceptance: to draft with the model's MTP layers and count the drafts; greedy decoding only.
         draft_tokens: how many drafts a step checks; None: as many as there are MTP layers.
-        done: is called with the whole at the end.
+        done: called with the completion at the end.
 
     Raises ConfigError for a prompt longer than the model's context.
     """
@@ -105,7 +106,7 @@ def stream(
             model, prompt_ids, config.max_new_tokens, draft_tokens=draft_tokens,
             stop_ids=tokenizer.stop_ids, acceptance=acceptance, prefill_chunk=config.prefill_chunk,
         )  # fmt: skip
-    writer, count = _Writer(tokenizer, config.stop, len(prompt_ids)), 0
+    writer, count = _Writer(tokenizer, config.stop, prompt_ids), 0
     for token in tokens:
         count += 1
         yield writer.add(token)
@@ -134,7 +135,14 @@ def complete(
         check_prompt(model, prompt_ids)
     if not prompts:
         return []
-    writers = [_Writer(tokenizer, config.stop, len(prompt_ids)) for prompt_ids in prompts]
+    if len(prompts) > 1 and model.config.capacity.eval_capacity_factor is not None:
+        # In a batch, experts of limited capacity would make each text depend on the others.
+        own_seeds = range(len(prompts)) if seeds is None else seeds
+        return [
+            complete(model, tokenizer, [ids], config, seeds=[seed], prefix=prefix)[0]
+            for ids, seed in zip(prompts, own_seeds, strict=True)
+        ]
+    writers = [_Writer(tokenizer, config.stop, prompt_ids) for prompt_ids in prompts]
     ended = [False] * len(prompts)
     batch = generate_batch(
         model, prompts, config.max_new_tokens, sampling=config.sampling, seeds=seeds,

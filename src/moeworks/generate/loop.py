@@ -12,6 +12,7 @@ from moeworks.generate.prefix import PrefixCache
 from moeworks.generate.sampling import sample
 from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
+from moeworks.models.diagnose import not_finite_after
 
 PREFILL_CHUNK = 2048
 
@@ -34,12 +35,13 @@ def generate(
 
     Args:
         sampling: how a token is drawn.
-        seed: of the draws.
+        seed: seed of the random draws.
         stop_id, stop_ids: tokens that end the text; they are not yielded.
         prefill_chunk: the prompt is read in pieces of so many tokens.
         prefix: remembers prompts, so that one that starts like an earlier one is not read twice.
 
-    Raises ConfigError for an empty prompt and ids outside the vocabulary.
+    Raises ConfigError for an empty prompt and ids outside the vocabulary, NotFiniteError for NaN or infinite
+    logits.
     """
     stops = (*stop_ids,) if stop_id is None else (*stop_ids, stop_id)
     batch = generate_batch(
@@ -74,9 +76,14 @@ def generate_batch(
         prefix: remembers prompts; what they share with each other or with earlier ones is read once.
         ended: per prompt, read before each token: True ends that text, as a stop string does.
 
-    Raises ConfigError as `generate` does.
+    Raises ConfigError and NotFiniteError as `generate` does, and ConfigError for several prompts with an
+    eval_capacity_factor.
     """
     check(prefill_chunk >= 1, "prefill_chunk", prefill_chunk, "must be at least 1")
+    if len(prompts) > 1:
+        factor = model.config.capacity.eval_capacity_factor
+        rule = "texts of a batch would take experts' places from each other: continue them one at a time"
+        check(factor is None, "model.capacity.eval_capacity_factor", factor, rule)
     if prefix is not None:
         check(prefix.model is model, "prefix", prefix, "is that of another model")
     seeds = range(len(prompts)) if seeds is None else seeds
@@ -88,6 +95,7 @@ def generate_batch(
         if not any(row.alive for row in rows):
             return
         logits_BV = batch.next_logits(left)
+        batch.require_finite(logits_BV)
         yield [
             row.draw(logits_V, sampling or SamplingConfig(), stop_ids)
             for row, logits_V in zip(rows, logits_BV, strict=True)
@@ -96,7 +104,7 @@ def generate_batch(
 
 @dataclass
 class _Row:
-    """One text."""
+    """One text of a batch."""
 
     ids: list[int]
     generator: torch.Generator
@@ -154,6 +162,16 @@ class _Batch:
             return self._read_windows(left)
         fed = [[row.ids[-1]] for row in self.rows]
         return self._feed(torch.tensor(fed), self.cache)
+
+    def require_finite(self, logits_BV: Tensor) -> None:
+        """Raise NotFiniteError where a text's logits hold a NaN or an infinity."""
+        for number in (~torch.isfinite(logits_BV).all(dim=-1)).nonzero()[:, 0].tolist():
+            row = self.rows[number]
+            if row.alive:
+                text = "" if len(self.rows) == 1 else f" of text {number + 1}"
+                window = row.window[-self.model.config.max_seq_len :]
+                what = f"the logits after {len(row.ids)} tokens{text} are not finite"
+                raise not_finite_after(self.model, window, what)
 
     def _read_windows(self, left: int) -> Tensor:
         limit = self.model.config.max_seq_len

@@ -23,7 +23,7 @@ class Prefill:
 
     cache: KVCache
     logits_V: Tensor
-    """After the last token."""
+    """Logits after the last token."""
     routings: tuple[Routing, ...]
     """One per MoE layer, over all tokens of the prompt, remembered ones included."""
     reused: int
@@ -73,7 +73,7 @@ class PrefixCache:
             self._entries.move_to_end(entry.ids)
             cache.start_from(entry.cache, reused)
             logits_V = entry.logits_V
-            parts.append(tuple(_first(routing, reused) for routing in entry.routings))
+            parts.append(tuple(_of_first_tokens(routing, reused) for routing in entry.routings))
         place = next(self.model.parameters()).device
         for piece_BL in torch.tensor([ids[reused:]], dtype=torch.int64, device=place).split(chunk, dim=1):
             if piece_BL.shape[1] > 0:
@@ -148,7 +148,7 @@ def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _first(routing: Routing, tokens: int) -> Routing:
+def _of_first_tokens(routing: Routing, tokens: int) -> Routing:
     return routing.with_tensors(tuple(t[:tokens] for t in routing.tensors()))
 
 

@@ -21,6 +21,7 @@ from moeworks.layers.inputs import Slots, mixer_inputs, token_positions
 from moeworks.models.block import BlockContext
 from moeworks.models.cache import KVCache
 from moeworks.models.decoder import Decoder
+from moeworks.models.diagnose import not_finite_after
 
 
 @dataclass
@@ -28,18 +29,18 @@ class Acceptance:
     """How many drafts came true, in all and by their place in a step."""
 
     drafted_at: list[int] = field(default_factory=list)
-    """Of the first drafts of a step, the second ones, and so on: how many there were."""
+    """Number of first drafts of a step, of second ones, and so on."""
     accepted_at: list[int] = field(default_factory=list)
-    """How many of these were taken; a draft is only when those before it are."""
+    """Number of these that were accepted; a draft is accepted only if those before it are."""
 
     @property
     def drafted(self) -> int:
-        """In all."""
+        """Number of drafts in all places together."""
         return sum(self.drafted_at)
 
     @property
     def accepted(self) -> int:
-        """In all."""
+        """Number of accepted drafts in all places together."""
         return sum(self.accepted_at)
 
     @property
@@ -136,7 +137,7 @@ def generate_ahead(
         prefill_chunk: the prompt is read in pieces of so many tokens.
 
     Raises ConfigError for a model without MTP layers, one whose caches cannot forget a position (windows,
-    recurrences), and a text longer than max_seq_len.
+    recurrences), and a text longer than max_seq_len; NotFiniteError for NaN or infinite logits.
     """
     acceptance = acceptance if acceptance is not None else Acceptance()
     stops = stop_ids if stop_id is None else (*stop_ids, stop_id)
@@ -156,7 +157,8 @@ def generate_ahead(
 
     pieces = row(*prompt_ids).split(prefill_chunk, dim=1)
     hidden_BLD = torch.cat([model(piece_BL, cache=cache).hidden_BLD for piece_BL in pieces], dim=1)
-    ids, chosen = list(prompt_ids), [int(model.logits(hidden_BLD[:, -1:]).argmax())]
+    ids = list(prompt_ids)
+    chosen = _choices(model, model.logits(hidden_BLD[0, -1:]), ids)
     left = max_new_tokens
     while left:
         for token in chosen:
@@ -170,8 +172,15 @@ def generate_ahead(
         count = min(most, left - 1)
         drafts = drafter.draft(hidden_BLD, ids, count) if count else []
         output = model(row(ids[-1], *drafts), cache=cache)
-        own = output.logits_BLV[0].argmax(dim=-1).tolist()
+        own = _choices(model, output.logits_BLV[0], [*ids, *drafts])
         accepted = next((i for i, draft in enumerate(drafts) if own[i] != draft), count)
         acceptance.count(count, accepted)
         cache.forget(count - accepted)
         chosen, hidden_BLD = own[: accepted + 1], output.hidden_BLD[:, : accepted + 1]
+
+
+def _choices(model: Decoder, logits_NV: Tensor, ids: Sequence[int]) -> list[int]:
+    """The most probable token after each of the last N of `ids`. Raises NotFiniteError."""
+    if not bool(torch.isfinite(logits_NV).all()):
+        raise not_finite_after(model, ids, f"the logits after {len(ids)} tokens are not finite")
+    return logits_NV.argmax(dim=-1).tolist()

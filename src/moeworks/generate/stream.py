@@ -1,6 +1,6 @@
 """From tokens to text as they come: whole characters only, and nothing of a stop string."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 REPLACEMENT = "\ufffd"
 _OPEN = 3  # at most so many bytes of a character can be waiting for its last one
@@ -10,19 +10,28 @@ Decode = Callable[[list[int]], str]
 
 
 class TextStream:
-    """Text piece by piece; the pieces together are what `decode` makes of all tokens.
+    """The text of a continuation, piece by piece as its tokens come.
 
-    A character whose bytes are not all there yet is held back. `decode` turns token ids into text; it may
-    look at a token's neighbours, as tokenizers that swallow the first space do, but not far back.
+    Tokens are decoded together with the end of what stands before them, because tokenizers look at
+    neighbours: those like sentencepiece drop the space at the start of a text, and only there. The pieces
+    together are what `decode` adds to the text of `before` when the new tokens follow it. A character whose
+    bytes are not all there yet is held back; one that was given out stays, even where the bytes after it turn
+    out to be no text.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, before: Iterable[int] = ()) -> None:
+        """`decode` turns token ids into text; `before` are the tokens that the new ones follow."""
         self._decode = decode
-        self._ids: list[int] = []
-        self._told = 0
-        """Characters of the text of `_ids` that were given out."""
+        self._ids = list(before)
+        text = decode(self._ids) if self._ids else ""
+        self._told = len(text.rstrip(REPLACEMENT))
+        """Characters of the text of `_ids` that were given out, or stand before the first new token."""
+        self._spelled = len(text) - self._told
+        """U+FFFD that `before` ends in: its own, or for a character that the first new tokens complete."""
         self._open = 0
         """Tokens since the text last ended in a whole character."""
+        if len(self._ids) > _BLOCK:
+            self._shorten(text)
 
     def add(self, token: int) -> str:
         """The text that `token` completes, "" if it completes none."""
@@ -30,27 +39,36 @@ class TextStream:
         text = self._decode(self._ids)
         self._open = self._open + 1 if text.endswith(REPLACEMENT) else 0
         whole = self._whole(text)
-        fresh = text[self._told : whole]
-        self._told = max(self._told, whole)
+        fresh = self._fresh(text[:whole])
         if len(self._ids) >= 2 * _BLOCK and whole == len(text):
             self._shorten(text)
         if len(self._ids) >= 16 * _BLOCK:  # bytes that will never be text
-            fresh += text[self._told :]
-            self._ids, self._told = [], 0
+            fresh += self._fresh(text)
+            # The last token stays: with nothing before it, the next one may lose its space.
+            self._ids = self._ids[-1:]
+            self._told = len(self._decode(self._ids))
         return fresh
 
     def finish(self) -> str:
         """What was held back: bytes that no token completed."""
-        rest = self._decode(self._ids)[self._told :]
-        self._told += len(rest)
-        return rest
+        return self._fresh(self._decode(self._ids)) if self._ids else ""
+
+    def _fresh(self, text: str) -> str:
+        """The end of `text` that was not given out yet, and is now."""
+        if len(text) <= self._told:
+            return ""
+        fresh, self._told = text[self._told :], len(text)
+        own = min(len(fresh) - len(fresh.lstrip(REPLACEMENT)), self._spelled)
+        self._spelled = 0
+        return fresh[own:]
 
     def _shorten(self, text: str) -> None:
         """Keep the newest tokens, where their text alone is the end of the text of all."""
         for start in range(len(self._ids) - _BLOCK, len(self._ids) - _BLOCK // 2):
             kept = self._decode(self._ids[start:])
-            if kept and text.endswith(kept) and not kept.startswith(REPLACEMENT):
-                self._ids, self._told = self._ids[start:], len(kept)
+            told = len(kept) - (len(text) - self._told)
+            if told >= 0 and text.endswith(kept) and not kept.startswith(REPLACEMENT):
+                self._ids, self._told = self._ids[start:], told
                 return
 
     def _whole(self, text: str) -> int:
@@ -60,6 +78,12 @@ class TextStream:
         """
         end = len(text.rstrip(REPLACEMENT))
         return end if self._open <= _OPEN else max(end, len(text) - _OPEN)
+
+
+def continuation_text(decode: Decode, before: Iterable[int], ids: Iterable[int]) -> str:
+    """The text of `ids` where they follow the tokens `before`."""
+    stream = TextStream(decode, before)
+    return "".join([*map(stream.add, ids), stream.finish()])
 
 
 class StopStrings:

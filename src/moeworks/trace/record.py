@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moeworks.config.model import ModelConfig
-from moeworks.errors import check
+from moeworks.errors import NotFiniteError, check
 from moeworks.ops.routing import Routing
 from moeworks.trace.block import LayerColumns, TokenColumns, TraceBlock, id_dtype
 from moeworks.trace.header import LAYER_FIELDS, LayerField, TraceHeader
@@ -38,7 +38,8 @@ def record(
 ) -> TraceBlock:
     """The block of one forward pass over the T tokens of `tokens`, which are the rows of each Routing.
 
-    Padding (`valid` False, in the tokens or in the records) is left out unless `keep_padding`.
+    Padding (`valid` False, in the tokens or in the records) is left out unless `keep_padding`. Raises
+    NotFiniteError where a layer's scores or weights are NaN or infinite.
     """
     count = len(tokens)
     for routing in routings:
@@ -47,6 +48,8 @@ def record(
     valid = tokens.valid.copy()
     if routings and routings[0].valid_T is not None:
         valid &= routings[0].valid_T.cpu().numpy()
+    for layer, routing in zip(header.layers, routings, strict=True):
+        _require_finite(routing, layer, tokens, valid)
     layers = [record_layer(routing, header) for routing in routings]
     if keep_padding:
         return TraceBlock(TokenColumns(**vars(tokens) | {"valid": valid}), tuple(layers))
@@ -78,6 +81,19 @@ def record_layer(routing: Routing, header: TraceHeader) -> LayerColumns:
         else None,
         logits=_half(logits_TE) if "logits" in fields else None,
     )
+
+
+def _require_finite(routing: Routing, layer: int, tokens: TokenColumns, valid: np.ndarray) -> None:
+    # Logits of experts that a token must not have are -inf.
+    sums_T = routing.router_logits_TE.clamp(min=0).sum(dim=1) + routing.routing_weights_TK.sum(dim=1)
+    finite = torch.isfinite(sums_T).cpu().numpy() | ~valid
+    if not finite.all():
+        token = int(np.argmin(finite))
+        document, position = int(tokens.document[token]), int(tokens.position[token])
+        raise NotFiniteError(
+            f"the router of layer {layer} is not finite at token {position} of document {document}: it or the"
+            " layers before it make NaN or infinities; `moeworks eval` of that text names the module"
+        )
 
 
 def router_entropy(probs_TE: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from moeworks.data.shards import PreparedCorpus
 from moeworks.errors import CheckpointError, TrainingError, check
 from moeworks.layers.router import RouterModule
 from moeworks.models.decoder import Decoder, DecoderOutput
+from moeworks.models.diagnose import first_nonfinite_module
 from moeworks.models.weights import load_weights
 from moeworks.parallel.world import World
 from moeworks.train.adamw import clip_scale, gradient_norm
-from moeworks.train.diagnose import first_nonfinite_module
 from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
 from moeworks.train.step import StepLosses, accumulate_gradients, autocast, routers_of, update_routers
