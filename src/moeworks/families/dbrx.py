@@ -18,7 +18,7 @@ def _read(config: Json, draft: Json) -> None:
     mixer["qkv_clip"] = take(attention, "clip_qkv", None)
     if (theta := attention.pop("rope_theta", None)) is not None:
         config.setdefault("rope_theta", theta)
-    read_rope(config, mixer, draft["d_model"] // mixer["num_heads"])
+    read_rope(config, draft, mixer, draft["d_model"] // mixer["num_heads"])
     draft["router"] |= {
         "num_experts": take(feed_forward, "moe_num_experts"),
         "top_k": take(feed_forward, "moe_top_k"),
@@ -79,6 +79,11 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    d_model=2048, max_seq_len=2048, n_heads=16, n_layers=24, rope_theta=10_000.0,
+    tie_word_embeddings=False, vocab_size=32_000,
+)  # fmt: skip
+
 FAMILY = Family(
     name="dbrx",
     model_types=("dbrx",),
@@ -86,13 +91,14 @@ FAMILY = Family(
     template=ModelConfig(
         attention=GQAConfig(qk_norm=False), norm=NormConfig(kind="layer"), norm_eps=1e-5
     ),
+    defaults=_DEFAULTS,
     fields=(
         Field("vocab_size", "vocab_size"),
-        Field("d_model", "d_model"),
-        Field("n_layers", "num_layers"),
-        Field("n_heads", "attention.num_heads"),
-        Field("max_seq_len", "max_seq_len"),
-        Field("tie_word_embeddings", "tie_embeddings", False),
+        Field("d_model", "d_model", also=("hidden_size",)),
+        Field("n_layers", "num_layers", also=("num_hidden_layers",)),
+        Field("n_heads", "attention.num_heads", also=("num_attention_heads",)),
+        Field("max_seq_len", "max_seq_len", also=("max_position_embeddings",)),
+        Field("tie_word_embeddings", "tie_embeddings"),
     ),
     harmless=frozenset({"num_key_value_heads"}),
     weights=_WEIGHTS,

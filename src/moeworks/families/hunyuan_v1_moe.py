@@ -52,11 +52,18 @@ def _write(model: ModelConfig, config: Json) -> None:
         config["moe_intermediate_size"] = model.experts.d_expert
 
 
+_DEFAULTS = dict(
+    attention_bias=False, hidden_size=4096, intermediate_size=11_008, max_position_embeddings=2048,
+    moe_topk=1, num_attention_heads=32, num_experts=1, num_hidden_layers=32, rms_norm_eps=1e-05,
+    rope_theta=10_000.0, tie_word_embeddings=False, vocab_size=290_943,
+)  # fmt: skip
+
 FAMILY = Family(
     name="hunyuan_v1_moe",
     model_types=("hunyuan_v1_moe",),
     architecture="HunYuanMoEV1ForCausalLM",
     template=ModelConfig(attention=GQAConfig(qk_norm_after_rope=True)),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,

@@ -28,9 +28,9 @@ _KINDS = ("full_attention", "linear_attention")
 
 def _read(config: Json, draft: Json) -> None:
     linear = dict(take(config, "linear_attn_config", {}))
-    width = linear.pop("head_dim", None) or take(config, "linear_head_dim", 128)
-    heads = linear.pop("num_heads", None) or take(config, "linear_num_heads", 32)
-    kernel = linear.pop("short_conv_kernel_size", None) or take(config, "linear_conv_kernel_dim", 4)
+    width = linear.pop("head_dim", None) or config["linear_head_dim"]
+    heads = linear.pop("num_heads", None) or config["linear_num_heads"]
+    kernel = linear.pop("short_conv_kernel_size", None) or config["linear_conv_kernel_dim"]
     for key in ("linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim"):
         config.pop(key, None)
     delta = GatedDeltaConfig(
@@ -113,6 +113,16 @@ _DELTA: Rules = (
 )
 _LATENT: Rules = tuple(replace(rule, only="mla") for rule in plain(MLA_WEIGHTS))
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=1, hidden_size=2304, intermediate_size=9216,
+    kv_lora_rank=512, linear_conv_kernel_dim=4, linear_head_dim=128, linear_num_heads=32,
+    model_max_length=1_048_576, moe_intermediate_size=1024, moe_renormalize=True, num_attention_heads=32,
+    num_expert_group=1, num_experts=256, num_experts_per_token=8, num_hidden_layers=27,
+    num_shared_experts=1, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-05,
+    routed_scaling_factor=2.446, tie_word_embeddings=False, topk_group=1, v_head_dim=128,
+    vocab_size=163_840,
+)  # fmt: skip
+
 FAMILY = Family(
     name="kimi_linear",
     model_types=("kimi_linear",),
@@ -121,20 +131,21 @@ FAMILY = Family(
         attention=MLAConfig(rope=RopeConfig(enabled=False)),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *(entry for entry in DECODER if entry.path != "max_seq_len"),
         Field("model_max_length", "max_seq_len", also=("max_position_embeddings",)),
         *MLA,
         Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_token", "router.top_k", also=("num_experts_per_tok",)),
-        Field("num_expert_group", "router.num_groups", 1, also=("n_group",)),
-        Field("topk_group", "router.top_k_groups", 1),
-        Field("moe_renormalize", "router.renormalize", True, also=("norm_topk_prob",)),
-        Field("routed_scaling_factor", "router.routing_scale", 2.446),
+        Field("num_expert_group", "router.num_groups", also=("n_group",)),
+        Field("topk_group", "router.top_k_groups"),
+        Field("moe_renormalize", "router.renormalize", also=("norm_topk_prob",)),
+        Field("routed_scaling_factor", "router.routing_scale"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("num_shared_experts", "shared.num_shared_experts", 1, also=("n_shared_experts",)),
-        Field("first_k_dense_replace", "pattern.first_dense", 1),
+        Field("num_shared_experts", "shared.num_shared_experts", also=("n_shared_experts",)),
+        Field("first_k_dense_replace", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),

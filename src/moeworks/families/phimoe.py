@@ -57,6 +57,13 @@ _LONGROPE = dict(
     short_mscale=1.243163121016122, long_factor=list(_LONG), short_factor=list(_SHORT),
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, hidden_size=4096, intermediate_size=6400, lm_head_bias=False,
+    max_position_embeddings=131_072, num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32,
+    num_key_value_heads=8, num_local_experts=16, rms_norm_eps=1e-05, rope_theta=1_000_000.0,
+    router_jitter_noise=0.01, sliding_window=None, tie_word_embeddings=False, vocab_size=32_064,
+)  # fmt: skip
+
 FAMILY = Family(
     name="phimoe",
     model_types=("phimoe",),
@@ -66,14 +73,15 @@ FAMILY = Family(
         norm=NormConfig(kind="layer", bias=True),
         router=RouterConfig(score="sparsemixer", renormalize=False),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("lm_head_bias", "lm_head_bias", False),
-        Field("sliding_window", "attention.window", None),
+        Field("lm_head_bias", "lm_head_bias"),
+        Field("sliding_window", "attention.window"),
         Field("num_local_experts", "router.num_experts"),
-        Field("num_experts_per_tok", "router.top_k", 2),
-        Field("router_jitter_noise", "router.sparsemixer_eps", 0.01),
+        Field("num_experts_per_tok", "router.top_k"),
+        Field("router_jitter_noise", "router.sparsemixer_eps"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},
