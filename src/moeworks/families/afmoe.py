@@ -30,10 +30,10 @@ def _write(model: ModelConfig, config: Json) -> None:
 
 
 _DEFAULTS = dict(
-    global_attn_every_n_layers=4, head_dim=128, hidden_size=2048, intermediate_size=6144,
-    max_position_embeddings=16_384, moe_intermediate_size=1408, mup_enabled=False, num_attention_heads=16,
-    num_dense_layers=1, num_experts=64, num_experts_per_tok=6, num_hidden_layers=32, num_shared_experts=2,
-    rms_norm_eps=1e-05, rope_theta=10_000.0, route_scale=1.0, sliding_window=1024,
+    attention_bias=False, global_attn_every_n_layers=4, head_dim=128, hidden_act="silu", hidden_size=2048,
+    intermediate_size=6144, max_position_embeddings=16_384, moe_intermediate_size=1408, mup_enabled=False,
+    num_attention_heads=16, num_dense_layers=1, num_experts=64, num_experts_per_tok=6, num_hidden_layers=32,
+    num_shared_experts=2, rms_norm_eps=1e-05, rope_theta=10_000.0, route_scale=1.0, sliding_window=1024,
     tie_word_embeddings=False, vocab_size=200_192,
 )  # fmt: skip
 

@@ -43,7 +43,8 @@ HARMLESS = frozenset({
 
 SAYS = {
     "attention_bias": "attention.qkv_bias", "attn_output_gate": "attention.output_gate",
-    "first_k_dense_replace": "pattern.first_dense", "head_dim": "attention.head_dim",
+    "expert_hidden_dim": "experts.d_expert", "first_k_dense_replace": "pattern.first_dense",
+    "head_dim": "attention.head_dim",
     "n_group": "router.num_groups", "n_shared_experts": "shared.num_shared_experts",
     "norm_topk_prob": "router.renormalize", "num_shared_experts": "shared.num_shared_experts",
     "qk_norm": "attention.qk_norm", "qkv_bias": "attention.qkv_bias",
@@ -153,10 +154,9 @@ class Family:
             for other in entry.also:
                 if (value := rest.pop(other, None)) is None:
                     continue
-                usual = rest.get(entry.key)
+                usual = rest.setdefault(entry.key, value)
                 rule = f"is another name of {entry.key}, which is {usual!r}"
-                check(usual is None or usual == value, other, value, rule)
-                rest[entry.key] = value
+                check(usual == value, other, value, rule)
 
     def _complete(self, rest: Json) -> None:
         """The keys that are left out, and the meaning of null."""
@@ -228,13 +228,16 @@ def _check_number(key: str, value: object, like: object) -> None:
     check(-LARGEST <= value <= LARGEST, key, value, f"exceeds {LARGEST:,}")
 
 
-def take(config: Json, key: str, default: Any = REQUIRED) -> Any:
-    """Remove `key` and return its value, or `default` when it is absent or null. Raises ConfigError."""
-    value = config.pop(key, None)
-    if value is None:
-        if default is REQUIRED:
-            raise ConfigError(f"{key}: missing in the config, and it has no default")
-        return default
+def take(config: Json, key: str, default: Any = REQUIRED, *, null: bool = True) -> Any:
+    """Remove `key` and return its value, or `default` when it is absent or, unless `null` is False, null.
+
+    Raises ConfigError when it has no value and there is no default.
+    """
+    value = config.pop(key, None if null else default)
+    if value is None and null:
+        value = default
+    if value is REQUIRED or (value is None and not null):
+        raise ConfigError(f"{key}: missing in the config, or null, and it has no default")
     return value
 
 

@@ -15,7 +15,7 @@ _METHODS = ("greedy", "group_limited_greedy")
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_rope(config, draft, draft["attention"], draft["attention"]["rope_head_dim"])
+    read_rope(config, draft["attention"], draft["attention"]["rope_head_dim"], draft["max_seq_len"])
     method = config.pop("topk_method", "greedy")
     check(method in _METHODS, "topk_method", method, f"must be {' or '.join(_METHODS)}")
     groups = config.pop("n_group", None) or 1, config.pop("topk_group", None) or 1
@@ -55,12 +55,13 @@ _BOTH = dict(
 )  # fmt: skip
 
 _DEFAULTS = dict(
-    attention_bias=False, first_k_dense_replace=0, hidden_size=4096, intermediate_size=11_008,
-    kv_lora_rank=512, max_position_embeddings=2048, moe_intermediate_size=1407, n_routed_experts=64,
-    n_shared_experts=2, norm_topk_prob=False, num_attention_heads=32, num_experts_per_tok=None,
-    num_hidden_layers=32, q_lora_rank=1536, qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-06,
-    rope_theta=10_000.0, routed_scaling_factor=1.0, tie_word_embeddings=False, topk_method='greedy',
-    v_head_dim=128, vocab_size=102_400,
+    attention_bias=False, first_k_dense_replace=0, hidden_act="silu", hidden_size=4096,
+    intermediate_size=11_008, kv_lora_rank=512, max_position_embeddings=2048, mlp_bias=False,
+    moe_intermediate_size=1407, n_routed_experts=64, n_shared_experts=2, norm_topk_prob=False,
+    num_attention_heads=32, num_experts_per_tok=None, num_hidden_layers=32, q_lora_rank=1536,
+    qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-06, rope_theta=10_000.0,
+    routed_scaling_factor=1.0, tie_word_embeddings=False, topk_method='greedy', v_head_dim=128,
+    vocab_size=102_400,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -29,13 +29,12 @@ def _write(model: ModelConfig, config: Json) -> None:
 
 
 _DEFAULTS = dict(
-    attention_bias=False, first_k_dense_replace=0, hidden_size=4608, intermediate_size=10_944,
-    max_position_embeddings=2048, max_window_layers=62,
-    moe_intermediate_size=1408, n_group=1, n_routed_experts=None,
-    n_shared_experts=None, norm_topk_prob=False, num_attention_heads=32, num_experts_per_tok=None,
-    num_hidden_layers=62, num_key_value_heads=32, rms_norm_eps=1e-06, rope_theta=10_000.0,
-    routed_scaling_factor=1.0, sliding_window=4096, tie_word_embeddings=False, topk_group=1,
-    vocab_size=152_064,
+    attention_bias=False, first_k_dense_replace=0, hidden_act="silu", hidden_size=4608,
+    intermediate_size=10_944, max_position_embeddings=2048, max_window_layers=62,
+    moe_intermediate_size=1408, n_group=1, n_routed_experts=None, n_shared_experts=None,
+    norm_topk_prob=False, num_attention_heads=32, num_experts_per_tok=None, num_hidden_layers=62,
+    num_key_value_heads=32, rms_norm_eps=1e-06, rope_theta=10_000.0, routed_scaling_factor=1.0,
+    sliding_window=4096, tie_word_embeddings=False, topk_group=1, vocab_size=152_064,
 )  # fmt: skip
 
 FAMILY = Family(
@@ -46,7 +45,7 @@ FAMILY = Family(
         attention=GQAConfig(), router=RouterConfig(score="sigmoid", selection_bias=True)
     ),
     defaults=_DEFAULTS,
-    null=dict(sliding_window=None),
+    null=dict(num_key_value_heads=None, sliding_window=None),
     fields=(*DECODER, *GQA, *GROUPED_ROUTER),
     fixed={"hidden_act": ("silu",), "moe_layer_freq": (1,), "scoring_func": ("noaux_tc", "sigmoid")},
     weights=GLM,

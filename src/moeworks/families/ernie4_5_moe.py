@@ -53,11 +53,11 @@ _WEIGHTS = WeightMap(
 )
 
 _DEFAULTS = dict(
-    hidden_size=2560, intermediate_size=12_288, max_position_embeddings=131_072,
+    hidden_act="silu", hidden_size=2560, intermediate_size=12_288, max_position_embeddings=131_072,
     moe_intermediate_size=1536, moe_k=6, moe_layer_end_index=-1, moe_layer_interval=1,
     moe_layer_start_index=1, moe_norm_min=1e-12, moe_num_experts=64, moe_num_shared_experts=2,
     num_attention_heads=20, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-05,
-    rope_theta=500_000.0, tie_word_embeddings=True, vocab_size=103_424,
+    rope_theta=500_000.0, tie_word_embeddings=True, use_bias=False, vocab_size=103_424,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -61,11 +61,12 @@ def _write(model: ModelConfig, config: Json) -> None:
 
 
 _DEFAULTS = dict(
-    first_k_dense_replace=1, hidden_size=4096, intermediate_size=16_384, max_position_embeddings=2048,
-    moe_intermediate_size=1024, n_group=1, norm_topk_prob=True, num_attention_heads=32, num_experts=64,
-    num_experts_per_tok=8, num_hidden_layers=32, num_key_value_heads=32, num_shared_experts=1,
-    rms_norm_eps=1e-05, rope_theta=10_000.0, routed_scaling_factor=2.5, sliding_window=4096,
-    sliding_window_pattern=4, tie_word_embeddings=False, topk_group=1, vocab_size=102_400,
+    first_k_dense_replace=1, hidden_act="silu", hidden_size=4096, intermediate_size=16_384,
+    max_position_embeddings=2048, moe_intermediate_size=1024, n_group=1, norm_topk_prob=True,
+    num_attention_heads=32, num_experts=64, num_experts_per_tok=8, num_hidden_layers=32,
+    num_key_value_heads=32, num_shared_experts=1, rms_norm_eps=1e-05, rope_theta=10_000.0,
+    routed_scaling_factor=2.5, sliding_window=4096, sliding_window_pattern=4, tie_word_embeddings=False,
+    topk_group=1, vocab_size=102_400,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -9,10 +9,10 @@ from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_
 from moeworks.families.weights import ATTENTION, MOE, TOP
 
 _DEFAULTS = dict(
-    attention_bias=False, hidden_size=4096, intermediate_size=11_008, max_position_embeddings=4096,
-    norm_topk_prob=False, num_attention_heads=32, num_experts=7, num_experts_per_tok=5,
-    num_hidden_layers=32, rms_norm_eps=1e-06, rope_theta=500_000.0, tie_word_embeddings=False,
-    vocab_size=100_352,
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11_008,
+    max_position_embeddings=4096, norm_topk_prob=False, num_attention_heads=32, num_experts=7,
+    num_experts_per_tok=5, num_hidden_layers=32, rms_norm_eps=1e-06, rope_theta=500_000.0,
+    tie_word_embeddings=False, vocab_size=100_352,
 )  # fmt: skip
 
 FAMILY = Family(

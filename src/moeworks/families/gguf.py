@@ -90,10 +90,9 @@ def gguf_model(
 
 
 def _partial_rotation(keys: Json, config: Json) -> None:
-    """Where fewer values of a head turn than it has."""
+    """How many values of a head turn."""
     turned = keys.pop("rope.dimension_count", None)
     if turned is None or "hidden_size" not in config:
         return
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if turned != width:
-        config["partial_rotary_factor"] = turned / width
+    config["partial_rotary_factor"] = turned / width

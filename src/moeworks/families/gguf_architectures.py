@@ -109,6 +109,7 @@ def _deepseek2(given: Given, config: Json) -> str:
         "qk_nope_head_dim": width - turned,
         "qk_rope_head_dim": turned,
         "v_head_dim": given.take("attention.value_length_mla", value_width),
+        "num_nextn_predict_layers": 0,  # llama.cpp leaves them out
     }
     _grouped(given, config)
     logarithm = given.keys.pop("rope.scaling.yarn_log_multiplier", None)

@@ -20,12 +20,12 @@ _BOTH = dict(
 )  # fmt: skip
 
 _DEFAULTS = dict(
-    attention_bias=False, first_k_dense_replace=1, hidden_size=4096, intermediate_size=10_944,
-    max_position_embeddings=131_072, moe_intermediate_size=1408, n_group=1, n_routed_experts=128,
-    n_shared_experts=1, norm_topk_prob=True, num_attention_heads=96, num_experts_per_tok=8,
-    num_hidden_layers=46, num_key_value_heads=8, num_nextn_predict_layers=1, partial_rotary_factor=0.5,
-    rms_norm_eps=1e-05, rope_theta=10_000.0, routed_scaling_factor=1.0, tie_word_embeddings=False,
-    topk_group=1, use_qk_norm=False, vocab_size=151_552,
+    attention_bias=False, first_k_dense_replace=1, hidden_act="silu", hidden_size=4096,
+    intermediate_size=10_944, max_position_embeddings=131_072, moe_intermediate_size=1408, n_group=1,
+    n_routed_experts=128, n_shared_experts=1, norm_topk_prob=True, num_attention_heads=96,
+    num_experts_per_tok=8, num_hidden_layers=46, num_key_value_heads=8, num_nextn_predict_layers=1,
+    partial_rotary_factor=0.5, rms_norm_eps=1e-05, rope_theta=10_000.0, routed_scaling_factor=1.0,
+    tie_word_embeddings=False, topk_group=1, use_qk_norm=False, vocab_size=151_552,
 )  # fmt: skip
 
 FAMILY = Family(
@@ -37,6 +37,7 @@ FAMILY = Family(
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
     defaults=_DEFAULTS,
+    null=dict(partial_rotary_factor=1.0),
     fields=(
         *DECODER,
         *GQA,

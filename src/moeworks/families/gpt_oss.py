@@ -63,10 +63,11 @@ _WEIGHTS = WeightMap(
 )
 
 _DEFAULTS = dict(
-    attention_bias=True, head_dim=64, hidden_size=2880, intermediate_size=2880,
+    attention_bias=True, head_dim=64, hidden_act="silu", hidden_size=2880, intermediate_size=2880,
     max_position_embeddings=131_072, num_attention_heads=64, num_experts_per_tok=4, num_hidden_layers=36,
     num_key_value_heads=8, num_local_experts=128, rms_norm_eps=1e-05, rope_parameters=_YARN,
-    rope_theta=150_000.0, sliding_window=128, tie_word_embeddings=False, vocab_size=201_088,
+    rope_theta=150_000.0, sliding_window=128, swiglu_alpha=1.702, swiglu_limit=7.0,
+    tie_word_embeddings=False, vocab_size=201_088,
 )  # fmt: skip
 
 FAMILY = Family(
@@ -79,7 +80,7 @@ FAMILY = Family(
         experts=ExpertsConfig(activation="clamped_swiglu", expert_linear_bias=True),
     ),
     defaults=_DEFAULTS,
-    null=dict(rope_parameters=_YARN, sliding_window=None, head_dim=None),
+    null=dict(rope_parameters=_YARN, sliding_window=None),
     fields=(
         *DECODER,
         *GQA,

@@ -44,10 +44,11 @@ _WEIGHTS = WeightMap(
 )
 
 _DEFAULTS = dict(
-    attention_bias=False, attention_multiplier=1.0, embedding_multiplier=1.0, hidden_size=4096,
-    intermediate_size=11_008, logits_scaling=1.0, max_position_embeddings=2048, num_attention_heads=32,
-    num_experts_per_tok=2, num_hidden_layers=32, num_local_experts=8, residual_multiplier=1.0,
-    rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=False, vocab_size=32_000,
+    attention_bias=False, attention_multiplier=1.0, embedding_multiplier=1.0, hidden_act="silu",
+    hidden_size=4096, intermediate_size=11_008, logits_scaling=1.0, max_position_embeddings=2048,
+    num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32, num_local_experts=8,
+    residual_multiplier=1.0, rms_norm_eps=1e-06, rope_theta=10_000.0, shared_intermediate_size=0,
+    tie_word_embeddings=False, vocab_size=32_000,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -35,8 +35,8 @@ def _write(model: ModelConfig, config: Json) -> None:
 
 
 _DEFAULTS = dict(
-    attention_bias=False, first_k_dense_replace=1, head_dim=128, hidden_size=4096,
-    intermediate_size=13_312, max_position_embeddings=131_072, moe_intermediate_size=1536,
+    attention_bias=False, first_k_dense_replace=1, head_dim=128, hidden_act="silu", hidden_size=4096,
+    intermediate_size=13_312, max_position_embeddings=131_072, mlp_bias=False, moe_intermediate_size=1536,
     num_attention_heads=64, num_experts=192, num_experts_per_tok=8, num_hidden_layers=80,
     num_key_value_heads=8, num_shared_experts=1, rms_norm_eps=1e-05, rope_theta=11_158_840.0,
     router_scaling_factor=2.826, tie_word_embeddings=False, vocab_size=120_832,
@@ -54,7 +54,7 @@ FAMILY = Family(
         Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
         Field("router_scaling_factor", "router.routing_scale"),
-        Field("moe_intermediate_size", "experts.d_expert", also=("expert_hidden_dim",)),
+        Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
         Field("num_shared_experts", "shared.num_shared_experts"),
         Field("first_k_dense_replace", "pattern.first_dense"),

@@ -16,7 +16,7 @@ def _read(config: Json, draft: Json) -> None:
     draft["norm"]["final_eps"] = None if final == _LAYER_EPS else final
     draft["norm_eps"] = _LAYER_EPS
     attention["num_experts"], attention["top_k"] = draft["router"]["num_experts"], draft["router"]["top_k"]
-    read_rope(config, draft, attention, attention["head_dim"])
+    read_rope(config, attention, attention["head_dim"], draft["max_seq_len"])
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -44,9 +44,10 @@ _WEIGHTS = WeightMap(
 )
 
 _DEFAULTS = dict(
-    hidden_size=2048, intermediate_size=5632, kv_channels=128, max_position_embeddings=4096,
-    num_experts_per_tok=2, num_hidden_layers=12, num_key_value_heads=16, num_local_experts=8,
-    rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=True, vocab_size=32_000,
+    activation_function="silu", hidden_size=2048, intermediate_size=5632, kv_channels=128,
+    max_position_embeddings=4096, num_experts_per_tok=2, num_hidden_layers=12, num_key_value_heads=16,
+    num_local_experts=8, rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=True,
+    vocab_size=32_000,
 )  # fmt: skip
 
 FAMILY = Family(

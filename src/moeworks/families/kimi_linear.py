@@ -11,7 +11,7 @@ from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.config.rope import RopeConfig
 from moeworks.config.weight_rules import Either, Place, Rule, Rules, View, WeightMap
 from moeworks.errors import ConfigError, check
-from moeworks.families.base import Family, Field, Json, take
+from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import (
     DECODER,
     MLA,
@@ -27,12 +27,10 @@ _KINDS = ("full_attention", "linear_attention")
 
 
 def _read(config: Json, draft: Json) -> None:
-    linear = dict(take(config, "linear_attn_config", {}))
-    width = linear.pop("head_dim", None) or config["linear_head_dim"]
-    heads = linear.pop("num_heads", None) or config["linear_num_heads"]
-    kernel = linear.pop("short_conv_kernel_size", None) or config["linear_conv_kernel_dim"]
-    for key in ("linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim"):
-        config.pop(key, None)
+    linear = dict(config.pop("linear_attn_config", {}))
+    width = linear.pop("head_dim", config.pop("linear_head_dim"))
+    heads = linear.pop("num_heads", config.pop("linear_num_heads"))
+    kernel = linear.pop("short_conv_kernel_size", config.pop("linear_conv_kernel_dim"))
     delta = GatedDeltaConfig(
         num_key_heads=heads, num_value_heads=heads, key_head_dim=width, value_head_dim=width,
         conv_kernel=kernel, decay="channel", latent_rank=width, gate_activation="sigmoid",
@@ -114,13 +112,13 @@ _DELTA: Rules = (
 _LATENT: Rules = tuple(replace(rule, only="mla") for rule in plain(MLA_WEIGHTS))
 
 _DEFAULTS = dict(
-    attention_bias=False, first_k_dense_replace=1, hidden_size=2304, intermediate_size=9216,
-    kv_lora_rank=512, linear_conv_kernel_dim=4, linear_head_dim=128, linear_num_heads=32,
-    model_max_length=1_048_576, moe_intermediate_size=1024, moe_renormalize=True, num_attention_heads=32,
-    num_expert_group=1, num_experts=256, num_experts_per_token=8, num_hidden_layers=27,
-    num_shared_experts=1, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-05,
-    routed_scaling_factor=2.446, tie_word_embeddings=False, topk_group=1, v_head_dim=128,
-    vocab_size=163_840,
+    attention_bias=False, first_k_dense_replace=1, hidden_act="silu", hidden_size=2304,
+    intermediate_size=9216, kv_lora_rank=512, linear_conv_kernel_dim=4, linear_head_dim=128,
+    linear_num_heads=32, model_max_length=1_048_576, moe_intermediate_size=1024, moe_renormalize=True,
+    num_attention_heads=32, num_expert_group=1, num_experts=256, num_experts_per_token=8,
+    num_hidden_layers=27, num_shared_experts=1, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64,
+    rms_norm_eps=1e-05, routed_scaling_factor=2.446, tie_word_embeddings=False, topk_group=1,
+    v_head_dim=128, vocab_size=163_840,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -16,9 +16,9 @@ LLAMA31_ROPE = dict(
 )  # fmt: skip
 
 _DEFAULTS = dict(
-    attention_bias=False, hidden_size=4096, intermediate_size=11_008, max_position_embeddings=2048,
-    mlp_bias=False, num_attention_heads=32, num_hidden_layers=32, rms_norm_eps=1e-06, rope_theta=10_000.0,
-    tie_word_embeddings=False, vocab_size=32_000,
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11_008,
+    max_position_embeddings=2048, mlp_bias=False, num_attention_heads=32, num_hidden_layers=32,
+    rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=False, vocab_size=32_000,
 )  # fmt: skip
 
 FAMILY = Family(

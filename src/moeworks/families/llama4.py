@@ -80,11 +80,11 @@ _WEIGHTS = WeightMap(
 
 _DEFAULTS = dict(
     attention_bias=False, attention_chunk_size=8192, attn_scale=0.1, attn_temperature_tuning=True,
-    floor_scale=8192, head_dim=128, hidden_size=5120, interleave_moe_layer_step=1, intermediate_size=8192,
-    intermediate_size_mlp=16_384, max_position_embeddings=131_072, no_rope_layer_interval=4,
-    num_attention_heads=40, num_experts_per_tok=1, num_hidden_layers=48, num_key_value_heads=8,
-    num_local_experts=16, rms_norm_eps=1e-05, rope_theta=500_000.0, tie_word_embeddings=False,
-    use_qk_norm=True, vocab_size=202_048,
+    floor_scale=8192, head_dim=128, hidden_act="silu", hidden_size=5120, interleave_moe_layer_step=1,
+    intermediate_size=8192, intermediate_size_mlp=16_384, max_position_embeddings=131_072,
+    no_rope_layer_interval=4, num_attention_heads=40, num_experts_per_tok=1, num_hidden_layers=48,
+    num_key_value_heads=8, num_local_experts=16, rms_norm_eps=1e-05, rope_theta=500_000.0,
+    tie_word_embeddings=False, use_qk_norm=True, vocab_size=202_048,
 )  # fmt: skip
 
 FAMILY = Family(

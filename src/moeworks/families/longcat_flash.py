@@ -20,17 +20,18 @@ from moeworks.families.parts import DECODER, MLA, mla, read_rope, write_rope
 from moeworks.families.weights import MLA as MLA_WEIGHTS
 from moeworks.families.weights import TOP, experts, gated, plain
 
+_PUBLISHED_LAYERS = 28
+"""Where a config.json names no number."""
+
 
 def _read(config: Json, draft: Json) -> None:
-    published = config.pop("num_layers", None)
-    doubled = config.pop("num_hidden_layers", None)
-    if published is None:
-        published = take({"num_layers": doubled and doubled // 2}, "num_layers")
+    doubled = config.pop("num_hidden_layers", None) or 2 * _PUBLISHED_LAYERS
+    published = take(config, "num_layers", doubled // 2, null=False)
     layers = 2 * published
     check(layers <= MAX_LAYERS, "num_layers", published, f"exceeds {MAX_LAYERS // 2}")
     draft["num_layers"] = layers
     draft["pattern"]["explicit"] = list(range(0, layers, 2))
-    read_rope(config, draft, draft["attention"], draft["attention"]["rope_head_dim"])
+    read_rope(config, draft["attention"], draft["attention"]["rope_head_dim"], draft["max_seq_len"])
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -57,9 +58,9 @@ _NORMS: Rules = (
 )
 
 _DEFAULTS = dict(
-    attention_bias=False, expert_ffn_hidden_size=2048, ffn_hidden_size=12_288, hidden_size=6144,
-    kv_lora_rank=512, max_position_embeddings=131_072, moe_topk=12, n_routed_experts=512,
-    num_attention_heads=64, num_layers=28, q_lora_rank=1536, qk_nope_head_dim=128, qk_rope_head_dim=64,
+    attention_bias=False, expert_ffn_hidden_size=2048, ffn_hidden_size=12_288, hidden_act="silu",
+    hidden_size=6144, kv_lora_rank=512, max_position_embeddings=131_072, moe_topk=12, n_routed_experts=512,
+    num_attention_heads=64, q_lora_rank=1536, qk_nope_head_dim=128, qk_rope_head_dim=64,
     rms_norm_eps=1e-05, rope_theta=10_000_000.0, routed_scaling_factor=6.0, tie_word_embeddings=False,
     v_head_dim=128, vocab_size=131_072, zero_expert_num=256,
 )  # fmt: skip

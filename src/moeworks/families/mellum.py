@@ -38,7 +38,7 @@ def _read(config: Json, draft: Json) -> None:
     sliding["window"] = window
     for mixer, (name, theta) in zip((full, sliding), _THETAS.items(), strict=True):
         given = ropes.pop(name, None) or {"rope_type": "default", "rope_theta": theta}
-        read_rope({"rope_parameters": given}, draft, mixer, attention["head_dim"])
+        read_rope({"rope_parameters": given}, mixer, attention["head_dim"], None)
     put_mixers(draft, full, sliding, flags)
     read_sparse_layers(config, draft)
     if ropes:
@@ -66,11 +66,10 @@ _YARN = dict(
 )  # fmt: skip
 
 _DEFAULTS = dict(
-    attention_bias=False, head_dim=128, hidden_size=2304, intermediate_size=7168,
-    max_position_embeddings=131_072, moe_intermediate_size=896, norm_topk_prob=True,
-    num_attention_heads=32, num_experts=64, num_experts_per_tok=8, num_hidden_layers=28,
-    num_key_value_heads=4, rms_norm_eps=1e-06, sliding_window=1024, tie_word_embeddings=False,
-    vocab_size=98_304,
+    attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=2304, intermediate_size=7168,
+    max_position_embeddings=131_072, moe_intermediate_size=896, norm_topk_prob=True, num_attention_heads=32,
+    num_experts=64, num_experts_per_tok=8, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06,
+    sliding_window=1024, tie_word_embeddings=False, vocab_size=98_304,
 )  # fmt: skip
 
 FAMILY = Family(

@@ -51,7 +51,7 @@ def _read(config: Json, draft: Json) -> None:
     sliding |= {"window": _window(config), "rope": dict(attention["rope"])}
     full["sinks"] = bool(config.pop("add_full_attention_sink_bias", False))
     sliding["sinks"] = bool(take(config, "add_swa_attention_sink_bias", True))
-    _read_ropes(config, draft, full, sliding)
+    _read_ropes(config, full, sliding)
     default = [i != 0 and (i + 1) % 6 != 0 for i in range(layers)]
     pattern = config.pop("hybrid_layer_pattern", None)
     flags = read_layer_types(config, draft, default if pattern is None else [kind == 1 for kind in pattern])
@@ -68,14 +68,14 @@ def _window(config: Json) -> int:
     return including if before is None else before + 1
 
 
-def _read_ropes(config: Json, draft: Json, full: Json, sliding: Json) -> None:
+def _read_ropes(config: Json, full: Json, sliding: Json) -> None:
     by_kind: dict[str, Any] = take(config, "rope_parameters", {})
     share = take(config, "partial_rotary_factor", _PARTIAL)
     thetas = take(config, "rope_theta", 5_000_000.0), take(config, "swa_rope_theta", 10_000.0)
     for (name, mixer), theta in zip(_kinds(full, sliding).items(), thetas, strict=True):
         given = by_kind.pop(name, None) or {"rope_theta": theta, "partial_rotary_factor": share}
         given = {"partial_rotary_factor": _PARTIAL, **given}
-        read_rope({"rope_parameters": given}, draft, mixer, mixer["head_dim"])
+        read_rope({"rope_parameters": given}, mixer, mixer["head_dim"], None)
     if by_kind:
         config["rope_parameters"] = by_kind
 
@@ -115,7 +115,7 @@ def _kinds(full: Any, sliding: Any) -> dict[str, Any]:
 
 
 _DEFAULTS = dict(
-    attention_bias=False, attention_value_scale=0.707, head_dim=192, hidden_size=4096,
+    attention_bias=False, attention_value_scale=0.707, head_dim=192, hidden_act="silu", hidden_size=4096,
     intermediate_size=16_384, max_position_embeddings=131_072, moe_intermediate_size=2048, n_group=1,
     n_routed_experts=256, norm_topk_prob=True, num_attention_heads=64, num_experts_per_tok=8,
     num_hidden_layers=48, num_key_value_heads=4, rms_norm_eps=1e-05, routed_scaling_factor=1.0,

@@ -36,10 +36,10 @@ _WEIGHTS = WeightMap(
 )
 
 _DEFAULTS = dict(
-    head_dim=128, hidden_size=3072, intermediate_size=1536, max_position_embeddings=196_608,
-    num_attention_heads=48, num_experts_per_tok=8, num_hidden_layers=62, num_key_value_heads=8,
-    num_local_experts=256, rms_norm_eps=1e-06, rope_theta=5_000_000.0, router_jitter_noise=0.0,
-    tie_word_embeddings=False, vocab_size=200_064,
+    head_dim=128, hidden_act="silu", hidden_size=3072, intermediate_size=1536,
+    max_position_embeddings=196_608, num_attention_heads=48, num_experts_per_tok=8, num_hidden_layers=62,
+    num_key_value_heads=8, num_local_experts=256, rms_norm_eps=1e-06, rope_theta=5_000_000.0,
+    router_jitter_noise=0.0, tie_word_embeddings=False, vocab_size=200_064,
 )  # fmt: skip
 
 FAMILY = Family(

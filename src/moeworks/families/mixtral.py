@@ -7,10 +7,10 @@ from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
 from moeworks.families.weights import MIXTRAL
 
 _DEFAULTS = dict(
-    hidden_size=4096, intermediate_size=14_336, max_position_embeddings=131_072, num_attention_heads=32,
-    num_experts_per_tok=2, num_hidden_layers=32, num_key_value_heads=8, num_local_experts=8,
-    rms_norm_eps=1e-05, rope_theta=1_000_000.0, router_jitter_noise=0.0, sliding_window=None,
-    tie_word_embeddings=False, vocab_size=32_000,
+    hidden_act="silu", hidden_size=4096, intermediate_size=14_336, max_position_embeddings=131_072,
+    num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32, num_key_value_heads=8,
+    num_local_experts=8, rms_norm_eps=1e-05, rope_theta=1_000_000.0, router_jitter_noise=0.0,
+    sliding_window=None, tie_word_embeddings=False, vocab_size=32_000,
 )  # fmt: skip
 
 FAMILY = Family(

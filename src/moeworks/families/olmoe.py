@@ -7,7 +7,7 @@ from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_
 from moeworks.families.weights import QWEN_MOE
 
 _DEFAULTS = dict(
-    attention_bias=False, clip_qkv=None, hidden_size=2048, intermediate_size=2048,
+    attention_bias=False, clip_qkv=None, hidden_act="silu", hidden_size=2048, intermediate_size=2048,
     max_position_embeddings=4096, norm_topk_prob=False, num_attention_heads=16, num_experts=64,
     num_experts_per_tok=8, num_hidden_layers=16, rms_norm_eps=1e-05, rope_theta=10_000.0,
     tie_word_embeddings=False, vocab_size=50_304,

@@ -50,7 +50,7 @@ def read_gqa(config: Json, draft: Json) -> None:
     attention = draft["attention"]
     attention["num_kv_heads"] = take(config, "num_key_value_heads", attention["num_heads"])
     attention["head_dim"] = take(config, "head_dim", None)
-    read_rope(config, draft, attention, _head_dim(draft))
+    read_rope(config, attention, _head_dim(draft), draft["max_seq_len"])
 
 
 def read_biased_gqa(config: Json, draft: Json) -> None:
@@ -125,8 +125,11 @@ _RENAMED = {
 }
 
 
-def read_rope(config: Json, draft: Json, mixer: Json, head_dim: int) -> None:
-    """The rotation of one mixer of the draft from either spelling."""
+def read_rope(config: Json, mixer: Json, head_dim: int, context: int | None) -> None:
+    """The rotation of one mixer of the draft from either spelling.
+
+    `context` is the original one where a scaling does not say it; None: it must.
+    """
     old, new = take(config, "rope_scaling", {}), take(config, "rope_parameters", {})
     given: Json = dict(old or new)
     theta, share = config.pop("rope_theta", None), take(config, "partial_rotary_factor", 1.0)
@@ -134,8 +137,8 @@ def read_rope(config: Json, draft: Json, mixer: Json, head_dim: int) -> None:
     rope: Json = mixer["rope"]
     if (turned := int(head_dim * take(given, "partial_rotary_factor", share))) != head_dim:
         rope["dim"] = turned
-    name = given.pop("rope_type", None) or given.get("type") or "default"
-    given.pop("type", None)
+    older = given.pop("type", "default")
+    name = given.pop("rope_type", older)
     if name not in _SCALING_NAMES:
         raise ConfigError(f"rope_scaling.rope_type = {name!r}: unknown; {nearest(name, _SCALING_NAMES)}")
     for key in _REQUIRED.get(name, ()):
@@ -148,10 +151,10 @@ def read_rope(config: Json, draft: Json, mixer: Json, head_dim: int) -> None:
     rope["scaling"] = scaling = _SCALING_NAMES[name]
     outside = config.pop("original_max_position_embeddings", None)
     if scaling in ("yarn", "llama3", "longrope"):
-        origin = given.get("original_max_position_embeddings")
-        given["original_max_position_embeddings"] = outside or origin or draft["max_seq_len"]
-    if scaling == "longrope" and given.get("factor") is None:
-        given["factor"] = draft["max_seq_len"] / given["original_max_position_embeddings"]
+        origin = outside or take(given, "original_max_position_embeddings", context, null=False)
+        given["original_max_position_embeddings"] = origin
+        if scaling == "longrope" and given.get("factor") is None and context is not None:
+            given["factor"] = context / origin
     for entry in _SCALING_FIELDS[scaling]:
         value = given.pop(_RENAMED.get(entry, entry), None)
         if value is not None:

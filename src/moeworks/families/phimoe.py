@@ -58,7 +58,7 @@ _LONGROPE = dict(
 )  # fmt: skip
 
 _DEFAULTS = dict(
-    attention_bias=False, hidden_size=4096, intermediate_size=6400, lm_head_bias=False,
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=6400, lm_head_bias=False,
     max_position_embeddings=131_072, num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32,
     num_key_value_heads=8, num_local_experts=16, rms_norm_eps=1e-05, rope_theta=1_000_000.0,
     router_jitter_noise=0.01, sliding_window=None, tie_word_embeddings=False, vocab_size=32_064,
