@@ -82,7 +82,7 @@ def test_published_cache_sizes(name, kilobytes):
 
 
 def test_states_of_recurrences_keep_their_size_whatever_the_type_of_the_cache():
-    """Qwen3-Next's 36 states are [32, 128, 128] in float32, 75.5 MB a sequence, beside 3 inputs in 2 bytes."""
+    """Qwen3-Next's 36 states are [32, 128, 128] in float32, 75.5 MB a sequence, and 3 inputs in 2 bytes."""
     model = published("qwen3-next-80b-a3b")
     states = 36 * (4 * 32 * 128 * 128 + 2 * 3 * (2 * 16 * 128 + 32 * 128))
     keys_and_values = 12 * 1000 * 2 * 2 * 256

@@ -122,7 +122,7 @@ def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> MixerCount:
         norms=mixer.value_head_dim,
         # What the state holds for the key, the update, what it holds for the query.
         per_token=3 * state,
-        # Engines keep the state in float32, and the last inputs of the convolution as activations, in 2 bytes.
+        # Engines keep the state in float32, and the convolution's last inputs as activations, in 2 bytes.
         state_bytes=4 * state + 2 * channels * (mixer.conv_kernel - 1),
     )
 

@@ -77,4 +77,5 @@ class WeightMap:
     ignored: tuple[str, ...] = ()
     """Patterns (fnmatch) of tensors that carry nothing of their own; {n} is the number of layers."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """Beginnings of names that some releases put in the place of others, as (theirs, usual)."""
+    """Parts of names that some writers put in the place of others, as (theirs, usual), applied in this order:
+    those of releases around other models, and those that transformers gives the tensors in memory."""

@@ -50,6 +50,7 @@ _WEIGHTS = WeightMap(
     ),
     # A multi-token prediction module that transformers leaves out too.
     ignored=("model.mtp_*",),
+    renamed=((".mlp.gate.moe_statics.", ".mlp.moe_statics."),),
 )
 
 _DEFAULTS = dict(

@@ -90,6 +90,7 @@ FAMILY = Family(
             Rule("mlp.e_score_correction_bias", "mlp.router.expert_bias"),
         ),
         ignored=("mtp.*",),
+        renamed=((".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"),),
     ),
     read=_read,
     write=_write,

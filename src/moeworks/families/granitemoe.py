@@ -41,6 +41,11 @@ _WEIGHTS = WeightMap(
         Rule("shared_mlp.input_linear.weight", "mlp.shared.gate_up_proj.weight"),
         Rule("shared_mlp.output_linear.weight", "mlp.shared.down_proj.weight"),
     ),
+    renamed=(
+        (".block_sparse_moe.experts.gate_up_proj", ".block_sparse_moe.input_linear.weight"),
+        (".block_sparse_moe.experts.down_proj", ".block_sparse_moe.output_linear.weight"),
+        (".block_sparse_moe.router.weight", ".block_sparse_moe.router.layer.weight"),
+    ),
 )
 
 _DEFAULTS = dict(

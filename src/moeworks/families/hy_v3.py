@@ -84,6 +84,11 @@ FAMILY = Family(
             *gated("mlp.shared_mlp", "mlp.shared"),
         ),
         ignored=("model.layers.{n}.*",),
+        renamed=(
+            (".mlp.gate.weight", ".mlp.router.gate.weight"),
+            (".mlp.e_score_correction_bias", ".mlp.expert_bias"),
+            (".mlp.shared_experts.", ".mlp.shared_mlp."),
+        ),
     ),
     read=_read,
     write=_write,

@@ -1,6 +1,7 @@
 """Kimi Linear (Moonshot AI 2025): Kimi delta attention; in some layers latent attention without positions.
 
-A save by transformers puts dense blocks under block_sparse_moe, where no release has them; both are read.
+A save by transformers puts dense blocks under block_sparse_moe, where no release has them; both are read, and
+so is the layout that it has in memory.
 """
 
 from dataclasses import replace
@@ -102,13 +103,21 @@ _DELTA: Rules = (
         Rule(f"self_attn.{name}_proj.weight", "attention.qkv_proj.weight", _rows(i), only=_ONLY)
         for i, name in enumerate("qkv")
     ),
-    *(
-        Rule(f"self_attn.{name}_conv1d.weight", "attention.conv", _rows(i, conv=True), only=_ONLY)
-        for i, name in enumerate("qkv")
+    Either(
+        (
+            tuple(
+                Rule(f"self_attn.{name}_conv1d.weight", "attention.conv", _rows(i, conv=True), only=_ONLY)
+                for i, name in enumerate("qkv")
+            ),
+            (Rule("self_attn.conv1d.weight", "attention.conv", lambda place, t: t.unsqueeze(1), only=_ONLY),),
+        )
     ),
     *(Rule(f"self_attn.{theirs}", f"attention.{ours}", only=_ONLY) for theirs, ours in _RENAMED.items()),
     Rule("self_attn.A_log", "attention.log_rate", lambda place, t: t.view(1, 1, -1, 1), only=_ONLY),
 )
+_SPARSE = ("gate", "experts", "shared_experts")
+_BLOCK = ("gate_proj", "up_proj", "down_proj")
+"""Parts of the two kinds of blocks, of which releases call only the sparse ones block_sparse_moe."""
 _LATENT: Rules = tuple(replace(rule, only="mla") for rule in plain(MLA_WEIGHTS))
 
 _DEFAULTS = dict(
@@ -161,10 +170,15 @@ FAMILY = Family(
             *NORMS,
             *_LATENT,
             *_DELTA,
-            Either((plain(gated("mlp", "mlp")), plain(gated("block_sparse_moe", "mlp")))),
+            *gated("mlp", "mlp"),
             *MIXTRAL_MOE,
             Rule("block_sparse_moe.gate.e_score_correction_bias", "mlp.router.expert_bias"),
             *gated("block_sparse_moe.shared_experts", "mlp.shared"),
+        ),
+        renamed=(
+            *((f".mlp.{name}.", f".block_sparse_moe.{name}.") for name in _SPARSE),
+            *((f".block_sparse_moe.{name}.", f".mlp.{name}.") for name in _BLOCK),
+            (".self_attn.forget_gate.", ".self_attn."),
         ),
     ),
     read=_read,

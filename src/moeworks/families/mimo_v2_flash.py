@@ -157,6 +157,7 @@ FAMILY = Family(
             *SELECTION_BIAS,
         ),
         ignored=("model.mtp.*",),
+        renamed=((".self_attn.sinks", ".self_attn.attention_sink_bias"),),
     ),
     read=_read,
     write=_write,

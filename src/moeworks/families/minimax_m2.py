@@ -6,7 +6,7 @@ from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
-from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
+from moeworks.families.weights import ATTENTION, MIXTRAL_IN_MEMORY, MIXTRAL_MOE, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
@@ -33,6 +33,7 @@ _WEIGHTS = WeightMap(
         Rule("block_sparse_moe.e_score_correction_bias", "mlp.router.expert_bias"),
     ),
     ignored=("model.mtp*",),
+    renamed=MIXTRAL_IN_MEMORY,
 )
 
 _DEFAULTS = dict(

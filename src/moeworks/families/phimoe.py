@@ -11,7 +11,7 @@ from moeworks.config.model import ModelConfig, NormConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
-from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
+from moeworks.families.weights import ATTENTION, MIXTRAL_IN_MEMORY, MIXTRAL_MOE, NORMS, TOP
 
 _WEIGHTS = WeightMap(
     top=(
@@ -26,6 +26,7 @@ _WEIGHTS = WeightMap(
         *ATTENTION,
         *MIXTRAL_MOE,
     ),
+    renamed=((".mlp.router.", ".mlp.gate."), *MIXTRAL_IN_MEMORY),
 )
 
 _LONG = (
