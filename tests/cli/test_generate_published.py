@@ -1,6 +1,7 @@
 """`moeworks generate` on published folders: options, the makers' advice, chat, batches, JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,19 @@ def test_bad_models(model, tmp_path, capsys):
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json: missing" in refused(capsys, folder, "x")
     assert "prompt = 101: tokens exceed the model's context of 64" in refused(capsys, model, "x" * 100)
+
+
+def test_bad_advice_stops_generating_and_nothing_else(model, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": -5, "top_p": "much"}))
+    words = refused(capsys, str(folder), "word", "--top-p", "0.9")
+    assert "generation_config.json: top_k = -5: must be at least 1; --top-k takes another value" in words
+    assert "generation_config.json: top_p = 'much': must be a number" in refused(
+        capsys, str(folder), "word", "--top-k", "3"
+    )
+    assert written(capsys, str(folder), "word", "--top-k", "3", "--top-p", "0.9")
+    text = tmp_path / "text.txt"
+    text.write_text("words and more words\n")
+    assert main(["eval", str(folder), "--data", str(text)]) == 0
+    assert main(["trace", str(folder), "--data", str(text), "-o", str(tmp_path / "t.parquet")]) == 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from moeworks.config.generate import GenerationConfig, SamplingConfig
-from moeworks.errors import check
+from moeworks.errors import ConfigError, check
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class GenerateOptions:
         given = self.sampling.given()
         if self.speculative:
             advice = {"temperature": 0.0}
-        elif given.get("temperature") and advice.get("temperature") == 0:
+        _check_advice({name: value for name, value in advice.items() if name not in given})
+        if given.get("temperature") and advice.get("temperature") == 0:
             advice = {}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
@@ -80,6 +81,20 @@ class GenerateOptions:
             sampling=SamplingConfig(**{**advice, **given}),
             prefill_chunk=self.prefill_chunk,
         )
+
+
+def _check_advice(advice: dict[str, Any]) -> None:
+    """Raise ConfigError for advice in a model's generation_config.json that cannot be followed."""
+    for name, value in advice.items():
+        try:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            check(number, name, value, "must be a number")
+            SamplingConfig(**{name: value})
+        except ConfigError as error:
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"generation_config.json: {error}; --{flag} takes another value in its place"
+            ) from error
 
 
 def parse(argv: list[str]) -> GenerateOptions:

@@ -10,12 +10,11 @@ import tokenizers
 
 from moeworks.checkpoint import read_checkpoint
 from moeworks.checkpoint.source import read_json
-from moeworks.config.generate import SamplingConfig
 from moeworks.data.chat import render_chat
 from moeworks.data.gguf_tokenizer import read_gguf_tokenizer
 from moeworks.data.sentencepiece_tokenizer import SentencePieceTokenizer, read_sentencepiece
 from moeworks.data.tokenizer import Tokenizer, load_tokenizer
-from moeworks.errors import CheckpointError, ConfigError, DataError, check
+from moeworks.errors import CheckpointError, ConfigError, DataError
 from moeworks.pretrained import find_checkpoint, published_config
 
 Backend = tokenizers.Tokenizer | SentencePieceTokenizer
@@ -111,7 +110,6 @@ def tokenizer_of(path: str | Path, vocab_size: int) -> ModelTokenizer:
             f"{path}: the tokenizer has {found.size} tokens, the model only {vocab_size}; they do not belong"
             " together"
         )
-    _check_sampling(path, found.sampling)
     return found
 
 
@@ -240,17 +238,10 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
-    if found.get("top_k") == 0:  # transformers' word for all
-        del found["top_k"]
-    return {"temperature": 0.0} if config.get("do_sample") is False else found
-
-
-def _check_sampling(path: Path, sampling: Mapping[str, Any]) -> None:
-    try:
-        for name, value in sampling.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(number, name, value, "is no number")
-        SamplingConfig(**sampling)
-    except ConfigError as error:
-        raise DataError(f"{path / 'generation_config.json'}: {error}") from error
+    """Advice as it stands, for who follows it to check; without the words for no limit that it may use."""
+    advice = {name: config[name] for name in _SAMPLING if config.get(name) is not None}
+    if advice.get("top_k") in (0, -1):  # transformers' word for all, and vLLM's
+        del advice["top_k"]
+    if isinstance(top_p := advice.get("top_p"), (int, float)) and top_p > 1:  # passed over by transformers
+        del advice["top_p"]
+    return {"temperature": 0.0} if config.get("do_sample") is False else advice
