@@ -167,9 +167,9 @@ def test_bad_models(model, tmp_path, capsys):
     assert "prompt = 101: tokens exceed the model's context of 64" in refused(capsys, model, "x" * 100)
 
 
-def test_bad_advice_stops_generating_and_nothing_else(model, tmp_path, capsys):
+def test_bad_advice_stops_generating_and_nothing_else(ahead, tmp_path, capsys):
     folder = tmp_path / "m"
-    shutil.copytree(model, folder)
+    shutil.copytree(ahead, folder)
     (folder / "generation_config.json").write_text(json.dumps({"top_k": -5, "top_p": "much"}))
     words = refused(capsys, str(folder), "word", "--top-p", "0.9")
     assert "generation_config.json: top_k = -5: must be at least 1; --top-k takes another value" in words
