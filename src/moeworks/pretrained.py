@@ -25,6 +25,7 @@ from moeworks.errors import CheckpointError, ConfigError, check
 from moeworks.families import FAMILIES, Family, family_named, family_of
 from moeworks.families.gguf import gguf_model
 from moeworks.families.weights import plain
+from moeworks.gguf_file import GgufFile
 from moeworks.models.decoder import Decoder
 from moeworks.models.init import NoInit
 from moeworks.models.origin import Origin
@@ -41,7 +42,6 @@ _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-_GGUF_EMBED = "token_embd.weight"
 _EMBED = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
@@ -155,10 +155,8 @@ def _load_published(
 
 
 def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None) -> Decoder:
-    source = GgufSource(path)
-    names = source.names()
-    vocab_size = source.shape(_GGUF_EMBED)[0] if _GGUF_EMBED in names else 1
-    found = gguf_model(source.metadata, names, vocab_size, lambda name: source.tensor(name).tolist())
+    file = GgufFile(path)
+    source, found = GgufSource(file), gguf_model(file)
     origin = Origin(found.family, found.config)
     family = replace(family_named(found.family), weights=found.weights)
     config = _with_held_mtp(family.weights, family.from_hf(found.config), source)

@@ -14,6 +14,7 @@ from moeworks.families.base import Json, take
 from moeworks.families.gguf_architectures import ARCHITECTURES, Given
 from moeworks.families.gguf_rope import decimal, scaling_of_divisors, take_rope_scaling
 from moeworks.families.gguf_weights import ROPE_FREQS
+from moeworks.gguf_file import GgufFile
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class GgufModel:
     """Its tensors' names."""
 
 
+_EMBED = "token_embd.weight"
 _COMMON = {
     "embedding_length": "hidden_size", "block_count": "num_hidden_layers", "context_length":
     "max_position_embeddings", "attention.head_count": "num_attention_heads",
@@ -38,13 +40,19 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 
 
-def gguf_model(
+def gguf_model(file: GgufFile) -> GgufModel:
+    """The model in a file. Raises ConfigError."""
+    vocab_size = file.shape(_EMBED)[0] if _EMBED in file.names else 1
+    return described_model(file.metadata, set(file.names), vocab_size, lambda n: file.values(n).tolist())
+
+
+def described_model(
     metadata: Mapping[str, Any],
     names: set[str],
     vocab_size: int,
     values: Callable[[str], Sequence[float]] = lambda name: (),
 ) -> GgufModel:
-    """What a file with this metadata, these tensors and this vocabulary is; `values` reads a small tensor.
+    """The model with this metadata, these tensors and this vocabulary; `values` reads a small tensor.
 
     Raises ConfigError.
     """
