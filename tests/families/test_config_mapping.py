@@ -370,6 +370,20 @@ def test_dynamic_scaling_is_none_within_the_context():
     assert from_hf(config_of("mixtral-8x7b") | scaling) == published("mixtral-8x7b")
 
 
+@pytest.mark.parametrize("name", ["afmoe", "minimax_m2", "solar_open", "hy_v3"])
+def test_a_width_of_heads_that_a_model_leaves_out_is_written_where_a_family_has_its_own(name):
+    """Left out, it would be read as the family's 128."""
+    family = family_named(name)
+    model = from_hf(
+        config_of(next(iter(family.presets))) | dict(hidden_size=512, num_attention_heads=8, head_dim=64)
+    )
+    draft = to_dict(model)
+    for mixer in (draft["attention"], *draft["mixers"]):
+        mixer["head_dim"] = None
+    written = family.to_hf(from_dict(ModelConfig, draft))
+    assert written["head_dim"] == 64 and from_hf(written) == model
+
+
 def test_one_expert_a_token_is_read_and_not_trained():
     model = from_hf(config_of("mixtral-8x7b") | {"num_experts_per_tok": 1})
     assert model.router.top_k == 1
