@@ -16,7 +16,7 @@ from moeworks.checkpoint.bindings import bind, check_names, fill, usual_names
 from moeworks.checkpoint.gguf_source import GgufSource
 from moeworks.checkpoint.publish import write_weights
 from moeworks.checkpoint.quantized import dequantized
-from moeworks.checkpoint.source import FolderSource, Source, read_json
+from moeworks.checkpoint.source import FolderSource, RoutedExpertsSource, Source, read_json
 from moeworks.checkpoint.staging import staged_directory
 from moeworks.config import ModelConfig, RunConfig
 from moeworks.config.codec import from_dict
@@ -149,6 +149,9 @@ def _load_published(
     family = family_of(config)
     source = dequantized(FolderSource(folder), config)
     model_config = _with_held_mtp(family.weights, family.from_hf(config), source)
+    router = model_config.router
+    if router.num_identity_experts:
+        source = RoutedExpertsSource(source, router.num_experts, router.num_identity_experts)
     origin = Origin(family.name, config, folder)
     kind = dtype or _declared_dtype(config, source)
     return build_from(source, model_config, family, origin, str(folder), device=device, dtype=kind)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity_models import randomise_
 from safetensors.torch import load_file, save_file
 from tiny_families import TINY
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from moeworks import load
 from moeworks.errors import CheckpointError
@@ -52,6 +54,34 @@ def test_what_transformers_writes_when_told_to_keep_its_names(saved_models, name
     theirs.save_pretrained(tmp_path / "own", save_original_format=False)
     want, got = (load(folder, dtype=torch.float32) for folder in (published, tmp_path / "own"))
     assert all(torch.equal(got.state_dict()[key], value) for key, value in want.state_dict().items())
+
+
+VISION = {
+    "llama4": dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=28,
+        patch_size=14, vision_output_dim=16, projector_input_dim=16, projector_output_dim=16,
+    ),
+    "qwen3_5_moe": dict(
+        depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
+        num_position_embeddings=16,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VISION)
+@torch.no_grad()
+def test_the_text_model_beside_a_vision_tower(name, tmp_path):
+    text = {**TINY[name].options, "model_type": TINY[name].model_type}
+    config = AutoConfig.for_model(name, text_config=text, vision_config=VISION[name])
+    whole = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").float().eval()
+    randomise_(whole)
+    tokens = torch.randint(97, (1, 30), generator=torch.Generator().manual_seed(5))
+    # Llama 4's outer class asks for images.
+    want = (whole.language_model if name == "llama4" else whole)(input_ids=tokens).logits
+    for published in (True, False):
+        whole.save_pretrained(tmp_path / str(published), save_original_format=published)
+        model = load(tmp_path / str(published), dtype=torch.float32)
+        torch.testing.assert_close(model(tokens).logits_BLV, want, rtol=0, atol=1e-4)
 
 
 def test_a_tensor_under_two_names_is_an_error_that_names_both(saved_models, tmp_path):

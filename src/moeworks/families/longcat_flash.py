@@ -2,10 +2,9 @@
 
 A published layer is attention and a dense block twice, and one MoE that reads what the first block reads and
 joins the stream after the second: two of our layers. Identity experts have no weights. transformers 5 gives
-them a gate and an up projection all the same, which it saves and demands; published checkpoints have none, as
-far as other readers show, so neither has what is written here, and a save by transformers of a model with
-identity experts is refused for its unknown tensors. Its layers of multi-token prediction are left out, as in
-transformers.
+them a gate and an up projection all the same, which it saves and demands. Published checkpoints have none, as
+far as other readers show, so neither has what is written here; in a save by transformers they are passed over.
+Layers of multi-token prediction are left out, as in transformers.
 """
 
 from dataclasses import replace
