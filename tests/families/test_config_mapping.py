@@ -123,7 +123,7 @@ def outcome(config: dict) -> ModelConfig | str:
         ("mixtral-8x7b", {"num_experts": 4, "num_local_experts": 8}, "num_experts = 4: is another name of"),
         ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor: missing"),
         ("llama-3-8b", {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 3}}, "not parameters"),
-        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: goes not with .* = 16.0"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: cannot be combined with .* = 16.0"),
         ("glm-5", {"indexer_types": ["shared"] * 78}, "layer 0 needs an earlier layer with an indexer"),
         ("glm-5", {"indexer_types": ["full"]}, "must name each of the 78 layers"),
         ("glm-5", {"index_topk_pattern": "FX" * 39}, "must be 'full' or 'shared'"),

@@ -26,8 +26,8 @@ def _read(config: Json, draft: Json) -> None:
         not router["renormalize"] or router["routing_scale"] == 1,
         "norm_topk_prob",
         True,
-        f"goes not with routed_scaling_factor = {router['routing_scale']}: of DeepSeek's own releases of this"
-        " model's code one drops the factor then and one applies it",
+        f"cannot be combined with routed_scaling_factor = {router['routing_scale']}: one release of"
+        " DeepSeek's code for this model drops the factor then, another applies it",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import ConfigError, nearest
 from moeworks.families.base import Json, take
-from moeworks.families.gguf_architectures import ARCHITECTURES, Given
+from moeworks.families.gguf_architectures import ARCHITECTURES, GgufMetadata
 from moeworks.families.gguf_rope import decimal, scaling_of_divisors, take_rope_scaling
 from moeworks.families.gguf_weights import ROPE_FREQS
 from moeworks.gguf_file import GgufFile
@@ -22,11 +22,11 @@ class GgufModel:
     """What a GGUF file holds."""
 
     family: str
-    """Name of its family."""
+    """The name of the family whose config.json describes it."""
     config: Json
-    """Its config.json."""
+    """The config.json that describes it."""
     weights: WeightMap
-    """Its tensors' names."""
+    """The names of its tensors."""
 
 
 _EMBED = "token_embd.weight"
@@ -84,7 +84,7 @@ def described_model(
         if found is not None and scaling is not None:
             raise ConfigError(f"{ROPE_FREQS}: beside rope.scaling.type = {scaling['rope_type']!r}")
         config |= {} if found is None else {"rope_scaling": found}
-    given = Given(keys, names, values)
+    given = GgufMetadata(keys, names, values)
     family = architecture.complete(given, config)
     _partial_rotation(keys, config)
     config.setdefault("model_type", family)

@@ -3,7 +3,7 @@
 A published layer is attention and a dense block twice, and one MoE that reads what the first block reads and
 joins the stream after the second: two of our layers. Identity experts have no weights. transformers 5 gives
 them a gate and an up projection all the same, which it saves and demands. Published checkpoints have none, as
-far as other readers show, so neither has what is written here; in a save by transformers they are passed over.
+far as other readers show, so neither has what is written here; in a save by transformers they are ignored.
 Layers of multi-token prediction are left out, as in transformers.
 """
 

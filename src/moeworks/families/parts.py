@@ -54,7 +54,7 @@ def read_gqa(config: Json, draft: Json) -> None:
 
 
 def read_biased_gqa(config: Json, draft: Json) -> None:
-    """The same, and biases on all four projections or on none."""
+    """Everything that `read_gqa` reads, and biases on all four projections or on none."""
     read_gqa(config, draft)
     attention = draft["attention"]
     attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))

@@ -100,7 +100,7 @@ def experts(
 
 
 def experts_fused(theirs: str) -> Either:
-    """The same, written fused: for classes of transformers that read nothing else."""
+    """Routed experts in either layout, written fused: for classes of transformers that read nothing else."""
     apart, fused = experts(theirs).options
     return Either((fused, apart))
 
