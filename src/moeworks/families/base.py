@@ -179,8 +179,6 @@ class Family:
         """
         if origin is not None and self.from_hf(origin) == model:
             return deepcopy(dict(origin))
-        if self.defaults.get("head_dim") is not None:
-            model = _with_head_widths(model)
         kept = self.unwrap(deepcopy(dict(origin or {})))
         written: Json = {"architectures": [self.architecture], "model_type": self.model_types[0]}
         written |= {key: value for key, value in kept.items() if key in HARMLESS | self.harmless}
@@ -218,15 +216,6 @@ class Family:
                 f"{path} = {get(to_dict(model), path)!r}: the family {self.name} cannot express it, its"
                 f" config.json would read as {get(back, path)!r}"
             )
-
-
-def _with_head_widths(model: ModelConfig) -> ModelConfig:
-    """`model` with every head's width said: where a family has a default of its own, none would mean that."""
-    draft = to_dict(model)
-    for mixer in (draft["attention"], *draft["mixers"]):
-        if mixer.get("head_dim", REQUIRED) is None:
-            mixer["head_dim"] = model.d_model // mixer["num_heads"]
-    return from_dict(ModelConfig, draft, "model")
 
 
 def _check_number(key: str, value: object, like: object) -> None:
