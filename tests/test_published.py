@@ -119,6 +119,25 @@ def test_mtp_layers_are_read_written_and_may_be_absent(tmp_path):
     same(bare, load(tmp_path / "again", dtype=torch.float32))
 
 
+def test_mtp_layers_that_the_config_does_not_announce_are_read(tmp_path):
+    model = write(tmp_path, DEEPSEEK)
+    change_config(tmp_path, num_nextn_predict_layers=0)
+    again = load(tmp_path, dtype=torch.float32)
+    same(model, again)
+    assert len(again.mtp) == 1
+    save(again, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["num_nextn_predict_layers"] == 1
+
+
+def test_a_layer_too_many_is_no_mtp_layer(tmp_path):
+    write(tmp_path, DEEPSEEK | {"num_nextn_predict_layers": 0})
+    change_config(tmp_path, num_hidden_layers=2)
+    with pytest.raises(
+        CheckpointError, match=r"model.layers.2.input_layernorm.weight is unknown to the model"
+    ):
+        load(tmp_path)
+
+
 def test_what_the_source_held_beside_the_weights_is_kept(tmp_path):
     write(tmp_path / "a", MIXTRAL)
     change_config(tmp_path / "a", bos_token_id=5, torch_dtype="float32")

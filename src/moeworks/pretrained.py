@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from moeworks.checkpoint.bindings import bind, check_names, fill, usual_names
 from moeworks.checkpoint.gguf_source import GgufSource
 from moeworks.checkpoint.publish import write_weights
 from moeworks.checkpoint.quantized import dequantized
-from moeworks.checkpoint.source import FolderSource, Source, read_json
+from moeworks.checkpoint.source import FolderSource, RoutedExpertsSource, Source, read_json
 from moeworks.checkpoint.staging import staged_directory
 from moeworks.config import ModelConfig, RunConfig
 from moeworks.config.codec import from_dict
@@ -23,6 +24,8 @@ from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import CheckpointError, ConfigError, check
 from moeworks.families import FAMILIES, Family, family_named, family_of
 from moeworks.families.gguf import gguf_model
+from moeworks.families.weights import plain
+from moeworks.gguf_file import GgufFile
 from moeworks.models.decoder import Decoder
 from moeworks.models.init import NoInit
 from moeworks.models.origin import Origin
@@ -39,7 +42,6 @@ _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-_GGUF_EMBED = "token_embd.weight"
 _EMBED = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
@@ -146,20 +148,21 @@ def _load_published(
 ) -> Decoder:
     family = family_of(config)
     source = dequantized(FolderSource(folder), config)
-    model_config = _without_absent_mtp(family.weights, family.from_hf(config), source)
+    model_config = _with_held_mtp(family.weights, family.from_hf(config), source)
+    router = model_config.router
+    if router.num_identity_experts:
+        source = RoutedExpertsSource(source, router.num_experts, router.num_identity_experts)
     origin = Origin(family.name, config, folder)
     kind = dtype or _declared_dtype(config, source)
     return build_from(source, model_config, family, origin, str(folder), device=device, dtype=kind)
 
 
 def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None) -> Decoder:
-    source = GgufSource(path)
-    names = source.names()
-    vocab_size = source.shape(_GGUF_EMBED)[0] if _GGUF_EMBED in names else 1
-    found = gguf_model(source.metadata, names, vocab_size, lambda name: source.tensor(name).tolist())
+    file = GgufFile(path)
+    source, found = GgufSource(file), gguf_model(file)
     origin = Origin(found.family, found.config)
     family = replace(family_named(found.family), weights=found.weights)
-    config = family.from_hf(found.config)
+    config = _with_held_mtp(family.weights, family.from_hf(found.config), source)
     return build_from(source, config, family, origin, str(path), device=device, dtype=dtype or torch.float32)
 
 
@@ -204,16 +207,19 @@ def _declared_dtype(config: dict[str, Any], source: Source) -> torch.dtype:
     return first if first in _DTYPES.values() else torch.bfloat16
 
 
-def _without_absent_mtp(weights: WeightMap, config: ModelConfig, source: Source) -> ModelConfig:
-    """Without the multi-token prediction layers that the config announces and the files do not hold."""
-    names = usual_names(weights, source.names())
-    held = 0
-    while held < config.num_mtp_layers:
-        prefix = weights.layer_prefix.format(i=config.num_layers + held)
-        if not any(name.startswith(prefix) for name in names):
-            break
-        held += 1
-    return _replace(config, num_mtp_layers=held)
+def _with_held_mtp(weights: WeightMap, config: ModelConfig, source: Source) -> ModelConfig:
+    """With the multi-token prediction layers that the files hold, whatever the config announces."""
+    names = usual_names(weights, source.names()).keys()
+    own = tuple(rule.theirs for rule in plain(weights.mtp))
+
+    def holds(number: int) -> bool:
+        prefix = weights.layer_prefix.format(i=config.num_layers + number)
+        if number < config.num_mtp_layers:
+            return any(name.startswith(prefix) for name in names)
+        # A layer that nothing announces is one if it holds what only such layers have.
+        return any(prefix + name in names for name in own)
+
+    return _replace(config, num_mtp_layers=next(number for number in count() if not holds(number)))
 
 
 def _replace(config: ModelConfig, **changes: Any) -> ModelConfig:

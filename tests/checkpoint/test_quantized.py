@@ -62,11 +62,33 @@ def test_fp8_without_scales_or_without_a_declaration_is_an_error(tmp_path):
         source(tmp_path, tensors, {})
 
 
-@pytest.mark.parametrize("block", [None, [128], [0, 128], "128x128", [128.0, 128]])
+@pytest.mark.parametrize("block", [[128], [0, 128], "128x128", [128.0, 128]])
 def test_a_block_size_that_is_none(tmp_path, block):
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
     with pytest.raises(CheckpointError, match="weight_block_size"):
         source(tmp_path, {"n.weight": torch.ones(3)}, config)
+
+
+def test_no_block_size_is_one_scale_for_a_matrix(tmp_path):
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": None}}
+    weight = torch.randn(5, 7).to(torch.float8_e4m3fn)
+    for scale in (torch.tensor(2.0), torch.tensor([2.0]), torch.tensor([[2.0]])):
+        read = source(tmp_path, {"w.weight": weight, "w.weight_scale_inv": scale}, config)
+        assert torch.equal(read.tensor("w.weight"), 2 * weight.float())
+
+
+def test_experts_together_have_blocks_each(tmp_path):
+    """As transformers writes an FP8 model whose names it keeps; beside a text model's own declaration."""
+    weight, scale = torch.randn(4, 5, 7).to(torch.float8_e4m3fn), torch.rand(4, 3, 3)
+    tensors = {
+        "gate_up_proj": weight,
+        "gate_up_proj_scale_inv": scale,
+        "gate_up_proj_activation_scale": scale + 1,
+    }
+    read = source(tmp_path, tensors, {"text_config": FP8})
+    assert read.names() == {"gate_up_proj"}
+    want = [dequantize_fp8(w, s, (2, 3)) for w, s in zip(weight, scale, strict=True)]
+    assert torch.equal(read.tensor("gate_up_proj"), torch.stack(want))
 
 
 @pytest.mark.parametrize("declared", [{"quant_method": "gptq"}, {}, "awq", 3])

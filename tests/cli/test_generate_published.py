@@ -1,6 +1,7 @@
 """`moeworks generate` on published folders: options, the makers' advice, chat, batches, JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,17 @@ def test_bad_models(model, tmp_path, capsys):
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json: missing" in refused(capsys, folder, "x")
     assert "prompt = 101: tokens exceed the model's context of 64" in refused(capsys, model, "x" * 100)
+
+
+def test_bad_advice_is_told_and_stops_nothing(ahead, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(ahead, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": -5, "top_p": "much"}))
+    assert main(["generate", str(folder), "word", "--max-new-tokens", "2"]) == 0
+    told = capsys.readouterr().err
+    assert "top_k" in told
+    assert "top_p" in told
+    text = tmp_path / "text.txt"
+    text.write_text("words and more words\n")
+    assert main(["eval", str(folder), "--data", str(text)]) == 0
+    assert main(["trace", str(folder), "--data", str(text), "-o", str(tmp_path / "t.parquet")]) == 0

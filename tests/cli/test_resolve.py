@@ -96,7 +96,7 @@ def test_names_of_nothing(name, message, tmp_path, monkeypatch):
         ("{}", "config.json: model_type = None: unknown family; known: .*dbrx, deepseek, .*qwen3_next"),
         ({"model_type": "bert"}, "model_type = 'bert': unknown family; known: .*dbrx, .*qwen3_next"),
         ({"model_type": ["mixtral"]}, r"model_type = \['mixtral'\]: unknown family"),
-        ({"model_type": "mixtral"}, "config.json: vocab_size: missing in the config"),
+        ({"model_type": "minicpm"}, "config.json: vocab_size: missing in the config"),
         (
             {"model": {"num_layer": 3}},
             "config.json: model.num_layer: unknown field; did you mean 'num_layers'",

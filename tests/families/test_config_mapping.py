@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from moeworks.config import GQAConfig, MLAConfig
+from moeworks.config import GQAConfig, MLAConfig, RunConfig
 from moeworks.config.codec import from_dict, to_dict
 from moeworks.config.model import ModelConfig
 from moeworks.errors import ConfigError
@@ -78,16 +78,27 @@ def test_an_unknown_field_is_an_error_that_names_it(family):
     with pytest.raises(ConfigError, match=r"attention_sparsity = 0.5: not a field of the family"):
         from_hf(config_of(name) | {"attention_sparsity": 0.5})
     assert from_hf(config_of(name) | {"attention_sparsity": None}) == published(name)
-    assert from_hf(config_of(name) | dict.fromkeys(HARMLESS - {"model_type"})) == published(name)
+    harmless = HARMLESS - {"model_type"} - family.defaults.keys()
+    assert from_hf(config_of(name) | dict.fromkeys(harmless)) == published(name)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_missing_field_is_an_error_that_names_it(family):
+def test_a_field_that_is_left_out_takes_the_familys_default_or_is_an_error_that_names_it(family):
     name = next(iter(family.presets))
-    config = config_of(name)
-    del config["vocab_size"]
-    with pytest.raises(ConfigError, match="vocab_size: missing"):
-        from_hf(config)
+    for entry in family.fields:
+        config = {key: value for key, value in config_of(name).items() if key not in (entry.key, *entry.also)}
+        if entry.key in family.defaults:
+            assert outcome(config) == outcome(config | {entry.key: family.defaults[entry.key]})
+        else:
+            assert outcome(config).startswith(f"{entry.key}: missing")
+
+
+def outcome(config: dict) -> ModelConfig | str:
+    """The model, or the error's message."""
+    try:
+        return from_hf(config)
+    except ConfigError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +115,15 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ("mixtral-8x7b", {"hidden_size": "4096"}, "hidden_size = '4096': must be int"),
         ("mixtral-8x7b", {"num_key_value_heads": 5}, "num_kv_heads = 5: must divide"),
         ("mixtral-8x7b", {"num_experts_per_tok": 9}, "top_k = 9: must lie between"),
-        ("mixtral-8x7b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type = 'dynamic'"),
-        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "original_max_seq_len"),
+        ("mixtral-8x7b", {"rope_scaling": {"rope_type": "ntk", "factor": 2}}, "rope_type = 'ntk': unknown"),
+        ("mixtral-8x7b", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling.factor: missing; .*'dynamic'"),
+        ("mixtral-8x7b", {"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor: missing; .*'yarn'"),
+        ("mixtral-8x7b", {"rope_scaling": {"type": "linear", "factor": None}}, "factor: missing"),
+        ("mixtral-8x7b", {"rms_norm_eps": None}, "rms_norm_eps = None: must not be null; leave the key out"),
+        ("mixtral-8x7b", {"num_experts": 4, "num_local_experts": 8}, "num_experts = 4: is another name of"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor: missing"),
         ("llama-3-8b", {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 3}}, "not parameters"),
-        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: goes not with .* = 16.0"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True: cannot be combined with .* = 16.0"),
         ("glm-5", {"indexer_types": ["shared"] * 78}, "layer 0 needs an earlier layer with an indexer"),
         ("glm-5", {"indexer_types": ["full"]}, "must name each of the 78 layers"),
         ("glm-5", {"index_topk_pattern": "FX" * 39}, "must be 'full' or 'shared'"),
@@ -139,7 +155,7 @@ def test_a_missing_field_is_an_error_that_names_it(family):
         ),
         ("kimi-linear-48b-a3b", {"linear_attn_config": {"gate": 1}}, "linear_attn_config = {'gate': 1}"),
         ("kimi-linear-48b-a3b", {"mla_use_nope": False}, "mla_use_nope = False"),
-        ("longcat-flash", {"q_lora_rank": None}, "q_lora_rank = None: must be int"),
+        ("longcat-flash", {"q_lora_rank": None}, "q_lora_rank = None: must not be null"),
     ],
 )  # fmt: skip
 def test_what_the_family_does_not_have_is_refused(name, change, message):
@@ -327,10 +343,47 @@ def test_longcats_layers_are_two_of_ours():
     config = config_of("longcat-flash")
     del config["num_layers"]
     assert from_hf(config | {"num_hidden_layers": 56}) == model
-    with pytest.raises(ConfigError, match="num_layers: missing"):
-        from_hf(config)
+    assert from_hf(config) == model
 
 
 def test_what_old_versions_of_transformers_wrote_is_harmless():
     old = dict(max_length=20, temperature=1.0, top_k=50, num_beams=1, is_llama_config=True)
     assert from_hf(config_of("llama-3-8b") | old) == published("llama-3-8b")
+
+
+def test_keys_of_other_families_that_switch_nothing_on_are_harmless():
+    """Qwen3-Coder's release says that it has no shared expert, and that it has the norms it has."""
+    coder = dict(
+        qkv_bias=False, shared_expert_intermediate_size=0, use_qk_norm=True, sliding_window=None,
+        use_sliding_window=False, max_window_layers=62, n_group=1, topk_group=1, routed_scaling_factor=1.0,
+        scoring_func="softmax", moe_layer_freq=1, embedding_multiplier=1.0, router_aux_loss_coef=0.0,
+    )  # fmt: skip
+    assert from_hf(config_of("qwen3-coder-480b-a35b") | coder) == published("qwen3-coder-480b-a35b")
+    for key, value in dict(shared_expert_intermediate_size=8, scoring_func="sigmoid", n_group=2).items():
+        with pytest.raises(ConfigError, match=f"{key} = {value!r}: not a field of the family"):
+            from_hf(config_of("qwen3-coder-480b-a35b") | {key: value})
+
+
+def test_dynamic_scaling_is_none_within_the_context():
+    """Its base grows beyond max_position_embeddings, which is the longest text that a model here accepts."""
+    scaling = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    assert from_hf(config_of("mixtral-8x7b") | scaling) == published("mixtral-8x7b")
+
+
+@pytest.mark.parametrize("name", ["afmoe", "minimax_m2", "solar_open", "hy_v3"])
+def test_a_width_of_heads_that_a_model_leaves_out_is_refused_where_a_family_has_its_own(name):
+    """Left out of the file, it would be read as the family's 128."""
+    family = family_named(name)
+    config = config_of(next(iter(family.presets))) | dict(hidden_size=512, num_attention_heads=8, head_dim=64)
+    draft = to_dict(from_hf(config))
+    for mixer in (draft["attention"], *draft["mixers"]):
+        mixer["head_dim"] = None
+    with pytest.raises(ConfigError, match=r"cannot express it, its config\.json would read as"):
+        family.to_hf(from_dict(ModelConfig, draft))
+
+
+def test_one_expert_a_token_is_read_and_not_trained():
+    model = from_hf(config_of("mixtral-8x7b") | {"num_experts_per_tok": 1})
+    assert model.router.top_k == 1
+    with pytest.raises(ConfigError, match=r"router\.top_k = 1: .*gets no gradient"):
+        RunConfig(model=model)

@@ -1,6 +1,8 @@
 """GGUF files written with the gguf package by llama.cpp's conventions, read back as models."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from random_layers import randomise_
 
 from moeworks import Decoder, load, save
+from moeworks.cli.main import main
+from moeworks.cli.resolve import resolve
 from moeworks.errors import CheckpointError, ConfigError, MoeworksError
 from moeworks.families import from_hf
 
@@ -78,12 +82,13 @@ def tensors_of(model: Decoder, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def write(path: Path, name: str, *, quantise: bool = False, change=None, **more) -> Decoder:
+def write(path: Path, name: str, *, quantise: bool = False, change=None, split: int = 0, **more) -> Decoder:
+    """A model's file, or its files of at most `split` tensors."""
     config = MODELS[name]
     torch.manual_seed(0)
     model = randomise_(Decoder(from_hf(config)), std=0.2).eval()
     kind = "llama" if name == "mixtral" else name
-    writer = gguf.GGUFWriter(path, kind)
+    writer = gguf.GGUFWriter(path, kind, split_max_tensors=split)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -146,6 +151,30 @@ def test_a_gguf_model_can_be_saved_as_a_published_checkpoint(tmp_path):
     assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
 
 
+def test_any_file_of_a_model_in_several_is_the_whole(tmp_path):
+    model = write(tmp_path / "m.gguf", "mixtral", split=9)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert [part.name for part in parts] == [f"m-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
+    for part in parts:
+        same(load(part), model)
+
+
+def test_experts_apart_as_before_april_2024(tmp_path):
+    def apart(tensors):
+        for name in [name for name in tensors if "_exps." in name]:
+            for number, expert in enumerate(tensors.pop(name)):
+                tensors[name.replace("_exps", f".{number}").replace(".weight", "") + ".weight"] = expert
+
+    model = write(tmp_path / "m.gguf", "mixtral", change=apart)
+    same(load(tmp_path / "m.gguf"), model)
+
+
+def same(got: Decoder, want: Decoder) -> None:
+    assert got.config == want.config
+    for key, value in want.state_dict().items():
+        assert torch.equal(got.state_dict()[key], value), key
+
+
 def test_what_it_does_not_know_is_refused(tmp_path):
     path = tmp_path / "m.gguf"
     write(path, "llama", **{"rope.scaling.factor": 4.0})
@@ -185,3 +214,25 @@ def test_a_real_model_loads():
     model = load(SMOLLM)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert model.config.num_layers == 30
+
+
+def test_info_and_plan_read_a_file_and_any_part_of_one(tmp_path, capsys):
+    write(tmp_path / "m.gguf", "mixtral", split=9)
+    described = resolve(str(tmp_path / "m-00002-of-00003.gguf"))
+    assert (described.family, described.model) == ("mixtral", from_hf(MODELS["mixtral"]))
+    for verb in ("info", "plan"):
+        assert main([verb, str(tmp_path / "m-00001-of-00003.gguf")]) == 0
+        assert "family mixtral" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "m-00001-of-00003.gguf"), "--json"]) == 0
+    assert '"stored": "GGUF, most of it F32"' in capsys.readouterr().out
+    (tmp_path / "m-00003-of-00003.gguf").unlink()
+    assert main(["info", str(tmp_path / "m-00001-of-00003.gguf")]) == 2
+    assert "missing beside it: m-00003-of-00003.gguf" in capsys.readouterr().err
+
+
+def test_info_on_a_gguf_file_needs_no_torch(tmp_path):
+    write(tmp_path / "m.gguf", "llama")
+    code = "import sys; from moeworks.cli.resolve import resolve; resolve(sys.argv[1]);"
+    code += " print('torch' in sys.modules)"
+    run = [sys.executable, "-c", code, str(tmp_path / "m.gguf")]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -63,6 +63,7 @@ LLAMA3 = dict(
 )  # fmt: skip
 FEW = {"feed_forward_length": 20, "expert_count": 6, "expert_used_count": 3}
 _V3 = dict(GROUPED, n_group=4, topk_group=2, norm_topk_prob=True, model_type="deepseek_v3", **MLA)
+_V3["num_nextn_predict_layers"] = 0
 _V3_KEYS = GROUPED_KEYS | {
     "expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_norm": True,
     "expert_gating_func": 2,

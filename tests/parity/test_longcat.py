@@ -1,8 +1,7 @@
-"""LongCat-Flash with identity experts: what transformers computes, but not what it saves.
+"""LongCat-Flash with identity experts: what transformers computes, and what it saves.
 
 transformers holds a gate and an up projection for each identity expert, writes them and asks for them; in
-published checkpoints there are none. So its saves are stripped of them before they are read here, and ours
-are filled up before it reads them.
+published checkpoints there are none. They are passed over here, and ours are filled up before it reads them.
 """
 
 import json
@@ -15,7 +14,6 @@ from tiny_families import MLA, PLAIN, longcat
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moeworks import load, save
-from moeworks.errors import CheckpointError
 from moeworks.models.cache import KVCache
 
 ROUTED, IDENTITY, WIDTH = 8, 5, 20
@@ -77,10 +75,15 @@ def test_what_we_write_is_the_published_layout_and_computes_the_same_there(made,
     torch.testing.assert_close(back(TOKENS).logits, theirs(TOKENS).logits, rtol=0, atol=0)
 
 
-def test_a_save_of_transformers_is_refused_for_what_it_holds_too_much(made):
-    _, saved, _ = made
-    with pytest.raises(CheckpointError, match=r"mlp.experts.\d+.gate_proj.weight is unknown to the model"):
-        load(saved)
+def test_what_transformers_saves_is_read_without_the_weights_of_identity_experts(made, tmp_path):
+    """Each expert apart, as it publishes them, and all in one tensor, as it holds them."""
+    theirs, saved, published = made
+    theirs.save_pretrained(tmp_path / "own", save_original_format=False)
+    want = load(published, dtype=torch.float32)
+    for folder in (saved, tmp_path / "own"):
+        got = load(folder, dtype=torch.float32)
+        assert got.config == want.config
+        assert all(torch.equal(got.state_dict()[name], value) for name, value in want.state_dict().items())
 
 
 def test_gradients_reach_every_tensor(made):

@@ -1,9 +1,13 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_families import tiny_config
 
+from moeworks import Decoder
 from moeworks.config.count import count_cache_bytes, count_kv_bytes
 from moeworks.families import BY_PRESET, published
+from moeworks.models.cache import KVCache, StateCache
 from moeworks.plan.cache import cache_bytes, cache_read_bytes, divisible_heads, visible_keys
 
 MODELS = {name: published(name) for name in BY_PRESET}
@@ -75,3 +79,24 @@ def test_visible_keys_are_those_of_the_mask(length, limit):
 def test_published_cache_sizes(name, kilobytes):
     """DeepSeek-V3: arXiv:2505.09343, table 1. Llama 3 8B: 32 layers x 8 heads x 128, keys and values."""
     assert count_kv_bytes(published(name), 2) == kilobytes * 1000
+
+
+def test_states_of_recurrences_keep_their_size_whatever_the_type_of_the_cache():
+    """Qwen3-Next's 36 states are [32, 128, 128] in float32, 75.5 MB a sequence, and 3 inputs in 2 bytes."""
+    model = published("qwen3-next-80b-a3b")
+    states = 36 * (4 * 32 * 128 * 128 + 2 * 3 * (2 * 16 * 128 + 32 * 128))
+    keys_and_values = 12 * 1000 * 2 * 2 * 256
+    for width in (0.5, 1, 2, 4):
+        assert cache_bytes(model, 1000, width) == states + width * keys_and_values
+    assert cache_bytes(model, 1000, 1, ranks=2) == (states + keys_and_values) / 2
+
+
+def test_states_are_those_that_a_model_in_bfloat16_holds():
+    model = Decoder(tiny_config("qwen3_next")).to(torch.bfloat16).eval()
+    cache = KVCache(model.config, 1, 9, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model(torch.ones(1, 9, dtype=torch.long), cache=cache)
+    held = [layer for layer in cache.layers if isinstance(layer, StateCache)]
+    assert len(held) == 3
+    states = sum(tensor.nbytes for layer in held for tensor in layer.held())
+    assert states == cache_bytes(model.config, 9, 0)

@@ -142,13 +142,19 @@ def check_names(
 
 
 def usual_names(weights: WeightMap, names: Iterable[str]) -> dict[str, str]:
-    """The usual name of each tensor, and its name in the checkpoint."""
-    usual = {}
+    """The usual name of each tensor, and its name in the checkpoint.
+
+    Raises CheckpointError for one that is held under two names.
+    """
+    usual: dict[str, str] = {}
     for name in names:
         plain = name
         for theirs, ours in weights.renamed:
-            if name.startswith(theirs):
-                plain = ours + name.removeprefix(theirs)
+            plain = plain.replace(theirs, ours)
+        if plain in usual:
+            raise CheckpointError(
+                f"{usual[plain]} and {name} are two names of one tensor; a checkpoint holds one of them"
+            )
         usual[plain] = name
     return usual
 

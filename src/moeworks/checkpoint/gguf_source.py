@@ -1,67 +1,33 @@
-"""A GGUF file as a source of tensors, read through the gguf package and dequantised one at a time."""
-
-import math
-from pathlib import Path
-from typing import Any
+"""A GGUF file as a source of tensors, dequantised one at a time."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moeworks.errors import CheckpointError, require
+from moeworks.gguf_file import GgufFile
 
 
 class GgufSource:
-    """The tensors of one file under their GGUF names, float32 where they were quantised.
+    """The tensors of a file under their GGUF names, float32 where they were quantised."""
 
-    Raises CheckpointError for a file that gguf cannot read, and MissingDependencyError without gguf.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        gguf = require("gguf", extra="gguf")
-        self._dequantize = gguf.quants.dequantize
-        try:
-            reader = gguf.GGUFReader(path)
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self.metadata: dict[str, Any] = {
-                name: value.contents()
-                for name, value in reader.fields.items()
-                if not name.startswith(("GGUF.", "tokenizer."))
-            }
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        except Exception as error:  # the package raises whatever its parsing runs into
-            raise CheckpointError(f"{path}: not a readable GGUF file: {error}") from error
-        size = path.stat().st_size
-        for tensor in self._tensors.values():
-            if tensor.data_offset + tensor.n_bytes > size:
-                raise CheckpointError(f"{path}: truncated: {tensor.name} ends beyond its {size} bytes")
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
 
     def names(self) -> set[str]:
-        """All tensors."""
-        return set(self._tensors)
+        """The names of all tensors."""
+        return set(self._file.names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Outermost dimension first, as in torch."""
-        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+        """A tensor's shape, the outermost dimension first."""
+        return self._file.shape(name)
 
     def tensor(self, name: str) -> Tensor:
-        """Its values."""
-        tensor = self._tensors[name]
-        try:
-            values = self._dequantize(tensor.data, tensor.tensor_type)
-        # What the package raises for types that it does not know, or has no code for.
-        except (ValueError, NotImplementedError, KeyError) as error:
-            raise CheckpointError(f"{self.path}: {name}: cannot be dequantised: {error}") from error
-        array = np.ascontiguousarray(values)
-        if array.size != math.prod(self.shape(name)):
-            raise CheckpointError(f"{self.path}: {name}: holds {array.size} values, not {self.shape(name)}")
-        return torch.from_numpy(array.copy()).view(self.shape(name))
+        """A tensor's values, apart from the file."""
+        return torch.from_numpy(np.array(self._file.values(name)))
 
     def release(self, name: str) -> None:
-        """Pages of the file are the system's to drop."""
+        """Nothing: the pages of the file are the system's to drop."""
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Never: values are dequantised first."""
+        """False: values are dequantised first."""
         return False

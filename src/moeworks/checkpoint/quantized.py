@@ -5,6 +5,7 @@ are ceil(rows / 128) * ceil(columns / 128) scales), and the OCP Microscaling spe
 values of 4 bits with a power of two).
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from moeworks.errors import CheckpointError
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
+_ACTIVATION_SCALES = (".input_scale", "activation_scale")
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _BLOCK = 32
 _EXPONENT_BIAS = 127
@@ -23,7 +25,10 @@ _EXPONENT_BIAS = 127
 
 def dequantized(source: FolderSource, config: Mapping[str, Any]) -> Source:
     """`source`, read through the quantisation that a config.json declares. Raises CheckpointError."""
+    inner = config.get("text_config")
     declared = config.get("quantization_config")
+    if declared is None and isinstance(inner, Mapping):
+        declared = inner.get("quantization_config")
     if declared is None:
         quantised = sorted(name for name in source.names() if source.dtype(name) in FP8)
         if quantised:
@@ -55,7 +60,7 @@ class Fp8Source:
     def names(self) -> set[str]:
         """Without the scales, and without static scales of activations."""
         hidden = set(self._scales.values())
-        return {n for n in self._source.names() if n not in hidden and not n.endswith(".input_scale")}
+        return {n for n in self._source.names() if n not in hidden and not n.endswith(_ACTIVATION_SCALES)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """That of the weight."""
@@ -76,13 +81,16 @@ class Fp8Source:
         return name not in self._scales and self._source.read_into(name, out)
 
     def _check(self, name: str, scale: str) -> None:
-        rows, columns = (*self._source.shape(name), 0, 0)[:2]
-        want = (-(-rows // self._block[0]), -(-columns // self._block[1]))
-        got = self._source.shape(scale)
-        if len(self._source.shape(name)) != 2 or (got != want and got not in ((), (1,))):
+        shape, got = self._source.shape(name), self._source.shape(scale)
+        if len(shape) not in (2, 3):
             raise CheckpointError(
-                f"{scale} has shape {got}; {name} {self._source.shape(name)} in blocks of"
-                f" {self._block} has {want}"
+                f"{name} has shape {shape}; FP8 is read of matrices, and of experts' together"
+            )
+        *experts, rows, columns = shape
+        want = (*experts, -(-rows // self._block[0]), -(-columns // self._block[1]))
+        if got != want and got not in ((), (1,)):
+            raise CheckpointError(
+                f"{scale} has shape {got}; {name} {shape} in blocks of {self._block} has {want}"
             )
 
 
@@ -132,13 +140,14 @@ class Mxfp4Source:
 
 
 def dequantize_fp8(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
-    """float32 [N, K]: each block of the weight times its scale; the last blocks may be ragged."""
+    """float32 [N, K] or [E, N, K]: each block times its scale; the last blocks of a matrix may be ragged."""
     wide = scales.float()
     if wide.numel() == 1:
         return weight.float() * wide.reshape(())
-    rows, columns = weight.shape
-    spread = wide.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :columns]
-    return weight.float() * spread
+    rows, columns = weight.shape[-2:]
+    block = min(block[0], rows), min(block[1], columns)
+    spread = wide.repeat_interleave(block[0], dim=-2)[..., :rows, :]
+    return weight.float() * spread.repeat_interleave(block[1], dim=-1)[..., :columns]
 
 
 def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
@@ -155,6 +164,8 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 def _block_size(declared: Mapping[str, Any]) -> tuple[int, int]:
     block = declared.get("weight_block_size", [128, 128])
+    if block is None:  # one scale for a whole matrix
+        return sys.maxsize, sys.maxsize
     if not (isinstance(block, list) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
         raise CheckpointError(f"quantization_config.weight_block_size = {block!r}: must be two sizes")
     return block[0], block[1]

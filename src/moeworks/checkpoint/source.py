@@ -4,6 +4,7 @@ A source knows names and shapes before it reads anything. Pickles (`.bin`, `.pt`
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from moeworks.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_JOINED = (".experts.gate_up_proj", ".experts.down_proj")
 
 
 @runtime_checkable
@@ -117,6 +120,45 @@ class FolderSource:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; {INDEX} lists it")
         return path
+
+
+class RoutedExpertsSource:
+    """A source without the weights that transformers gives identity experts, which compute nothing.
+
+    They come after the routed experts, each with a number or all in one tensor.
+    """
+
+    def __init__(self, source: Source, routed: int, identity: int) -> None:
+        self._source, self._routed = source, routed
+        numbers = {name: _EXPERT.search(name) for name in source.names()}
+        self._names = {name for name, found in numbers.items() if not found or int(found[1]) < routed}
+        self._joined = {
+            name
+            for name in self._names
+            if name.endswith(_JOINED) and source.shape(name)[:1] == (routed + identity,)
+        }
+
+    def names(self) -> set[str]:
+        """The names of all tensors but those of identity experts."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without identity experts."""
+        shape = self._source.shape(name)
+        return (self._routed, *shape[1:]) if name in self._joined else shape
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor's values, without identity experts."""
+        values = self._source.tensor(name)
+        return values[: self._routed] if name in self._joined else values
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back."""
+        self._source.release(name)
+
+    def read_into(self, name: str, out: Tensor) -> bool:
+        """Whether `out` was filled from the file as it lies there; not a part of a tensor."""
+        return name not in self._joined and self._source.read_into(name, out)
 
 
 def read_json(path: Path) -> dict[str, Any]:

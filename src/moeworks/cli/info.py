@@ -31,7 +31,7 @@ class InfoOptions:
     """What a model is and takes, from its config alone: no weights are read, no torch is needed."""
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PATH_OR_PRESET")] = None
-    """A folder with a config.json, a run's folder, a config.json, or the name of a preset."""
+    """A folder with a config.json, a run's folder, a config.json, a .gguf file, or the name of a preset."""
     context: int | None = None
     """Tokens of a sequence, for FLOPs and the cache. None is 8192, or the most that the model takes if that
     is less."""

@@ -1,4 +1,4 @@
-"""From what a user types to a model's config: a folder, a config.json, or the name of a preset. No torch."""
+"""From what a user types to a model's config: a folder, a config.json, a GGUF file or a preset. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ from moeworks.config.model import ModelConfig
 from moeworks.config.presets import PRESETS, preset
 from moeworks.config.run import RunConfig
 from moeworks.errors import ConfigError, check, nearest
-from moeworks.families import BY_MODEL_TYPE, BY_PRESET, family_of
+from moeworks.families import BY_MODEL_TYPE, BY_PRESET, family_named, family_of
 from moeworks.families.base import MAX_LAYERS
+from moeworks.families.gguf import gguf_model
+from moeworks.gguf_file import GgufFile
 
 LARGEST_CONFIG = 16 * 2**20
 """Largest config.json that is read, in bytes; published ones have a few thousand."""
@@ -34,15 +36,19 @@ class Described:
 def resolve(text: str) -> Described:
     """The model that `text` names.
 
-    `text` is a folder with a config.json (published or a run's), one of a run's checkpoints, a config.json,
-    or a preset, of a published model or of `moeworks list presets`. A path that exists comes first.
+    `text` is a folder with a config.json (published or a run's), one of a run's checkpoints, a config.json, a
+    `.gguf` file, or a preset: of a published model, or of `moeworks list presets`. A path that exists comes
+    first.
 
-    Raises ConfigError when there is no such thing, and for a config.json that cannot be read.
+    Raises ConfigError when there is no such thing and for a config.json that cannot be read, CheckpointError
+    for a damaged .gguf file.
     """
     path = Path(text)
     try:
         if text and path.is_dir():
             return _from_folder(path)
+        if path.suffix == ".gguf" and path.is_file():
+            return _from_gguf(path)
         if text and path.is_file():
             return _from_file(path)
     except OSError as error:
@@ -89,6 +95,16 @@ def _from_file(path: Path) -> Described:
         return Described(str(path), family.name, family.from_hf(data), _stored(data))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _from_gguf(path: Path) -> Described:
+    file = GgufFile(path)
+    try:
+        found = gguf_model(file)
+        model = family_named(found.family).from_hf(found.config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return Described(str(path), found.family, model, f"GGUF, most of it {file.stored}")
 
 
 def _read(path: Path) -> Mapping[str, Any]:

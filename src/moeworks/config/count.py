@@ -142,13 +142,15 @@ def count_cache_bytes(
 ) -> int:
     """Bytes that one sequence of `context` tokens takes in all caches, rounded up.
 
-    Windows and chunks bound what their layers keep; the states of recurrences count whatever the length.
+    Windows and chunks bound what their layers keep; the states of recurrences count whatever the length, and
+    whatever `bytes_per_value` is.
     """
-    values = 0
-    for mixer in _mixers(model):
-        cached = mixer.cached_expanded if expanded else mixer.cached
-        values += cached * _bounded(context, mixer.cache_reach) + mixer.state
-    return math.ceil(values * bytes_per_value)
+    mixers = _mixers(model)
+    values = sum(
+        (mixer.cached_expanded if expanded else mixer.cached) * _bounded(context, mixer.cache_reach)
+        for mixer in mixers
+    )
+    return math.ceil(values * bytes_per_value) + sum(mixer.state_bytes for mixer in mixers)
 
 
 # One layer's pieces.

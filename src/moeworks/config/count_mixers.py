@@ -40,9 +40,9 @@ class MixerCount:
     cached_expanded: int = 0
     """Values per token of a cache that holds the keys and values of every head, where that differs."""
     cache_reach: int | None = None
-    """Most tokens that the cache keeps; None is all."""
-    state: int = 0
-    """Values of the state of a sequence of any length."""
+    """Tokens that the cache keeps at most; None means all."""
+    state_bytes: int = 0
+    """Bytes of a sequence's state, whatever its length and whatever type the cache has."""
     decode_per_key: int | None = None
     """`per_key` in decoding where that differs: MLA scores and sums latents."""
 
@@ -122,7 +122,8 @@ def _gated_delta(mixer: GatedDeltaConfig, d_model: int) -> MixerCount:
         norms=mixer.value_head_dim,
         # What the state holds for the key, the update, what it holds for the query.
         per_token=3 * state,
-        state=state + channels * (mixer.conv_kernel - 1),
+        # Engines keep the state in float32, and the convolution's last inputs as activations, in 2 bytes.
+        state_bytes=4 * state + 2 * channels * (mixer.conv_kernel - 1),
     )
 
 

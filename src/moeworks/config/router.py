@@ -108,17 +108,6 @@ class RouterConfig:
             "needs top_k = 2, and neither selection_bias nor renormalize",
         )
         check(
-            self.top_k > 1
-            or self.num_routes == 1
-            or not self.choice.linear
-            or self.choice.rewarded
-            or not (self.renormalize or (self.score_order == "after_top_k" and self.score == "softmax")),
-            "router.top_k",
-            1,
-            "with renormalize or score_order = 'after_top_k' every routing weight is 1 and the router gets no"
-            " gradient; set router.renormalize to False and score_order to 'before_top_k'",
-        )
-        check(
             self.renormalize_eps >= 0,
             "router.renormalize_eps",
             self.renormalize_eps,
@@ -131,6 +120,20 @@ class RouterConfig:
         self._check_groups()
         self.choice.check_router(self)
         check_pools(self)
+
+    def check_trainable(self) -> None:
+        """Raise ConfigError where training would give the router no gradient."""
+        check(
+            self.top_k > 1
+            or self.num_routes == 1
+            or not self.choice.linear
+            or self.choice.rewarded
+            or not (self.renormalize or (self.score_order == "after_top_k" and self.score == "softmax")),
+            "router.top_k",
+            1,
+            "with renormalize or score_order = 'after_top_k' every routing weight is 1 and the router gets no"
+            " gradient; set router.renormalize to False and score_order to 'before_top_k'",
+        )
 
     def _check_noise(self) -> None:
         gumbel, steps = self.gumbel_noise, self.noise_steps

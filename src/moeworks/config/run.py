@@ -177,6 +177,8 @@ class RunConfig:
             self.train.seq_len,
             f"exceeds model.max_seq_len = {self.model.max_seq_len}",
         )
+        if self.model.moe_layers:
+            self.model.router.check_trainable()
         self._check_balance()
         self._check_pools()
         self._check_validation()

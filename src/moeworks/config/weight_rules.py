@@ -77,4 +77,5 @@ class WeightMap:
     ignored: tuple[str, ...] = ()
     """Patterns (fnmatch) of tensors that hold nothing to read; {n} is the number of layers."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """Prefixes of names that some releases use in the place of the usual ones, as (theirs, usual)."""
+    """Parts of names that some writers put in the place of others, as (theirs, usual), applied in this order:
+    those of releases around other models, and those that transformers gives the tensors in memory."""

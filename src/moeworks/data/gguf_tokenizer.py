@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from moeworks.errors import DataError, nearest, require
+from moeworks.gguf_file import gguf_parts
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 _WORD_LIKE = (
@@ -36,9 +37,9 @@ class GgufTokenizer:
 
 def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
     """Read it. Raises DataError for a file without a tokenizer, or with one of another kind."""
-    gguf = require("gguf", extra="gguf")
+    gguf, first = require("gguf", extra="gguf"), gguf_parts(path)[0]
     try:
-        fields = gguf.GGUFReader(path).fields
+        fields = gguf.GGUFReader(first).fields
         given = {
             name.removeprefix("tokenizer."): value.contents()
             for name, value in fields.items()

@@ -62,7 +62,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         solar_open,
     )
 )  # fmt: skip
-"""All of them."""
+"""Every family that is read and written."""
 
 BY_MODEL_TYPE: Mapping[str, Family] = {kind: family for family in FAMILIES for kind in family.model_types}
 BY_PRESET: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.presets}

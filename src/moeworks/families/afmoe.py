@@ -13,7 +13,7 @@ from moeworks.families.weights import ATTENTION, DENSE, SHARED, TOP, experts
 
 def _read(config: Json, draft: Json) -> None:
     read_gqa(config, draft)
-    every, layers = take(config, "global_attn_every_n_layers", 4), draft["num_layers"]
+    every, layers = take(config, "global_attn_every_n_layers"), draft["num_layers"]
     default = [(i + 1) % every != 0 for i in range(layers)]
     read_windows(config, draft, default=default, window=take(config, "sliding_window", None), turn_full=False)
     if config.pop("mup_enabled", False):
@@ -29,6 +29,14 @@ def _write(model: ModelConfig, config: Json) -> None:
     config["mup_enabled"] = scale != 1.0
 
 
+_DEFAULTS = dict(
+    attention_bias=False, global_attn_every_n_layers=4, head_dim=128, hidden_act="silu", hidden_size=2048,
+    intermediate_size=6144, max_position_embeddings=16_384, moe_intermediate_size=1408, mup_enabled=False,
+    num_attention_heads=16, num_dense_layers=1, num_experts=64, num_experts_per_tok=6, num_hidden_layers=32,
+    num_shared_experts=2, rms_norm_eps=1e-05, rope_theta=10_000.0, route_scale=1.0, sliding_window=1024,
+    tie_word_embeddings=False, vocab_size=200_192,
+)  # fmt: skip
+
 FAMILY = Family(
     name="afmoe",
     model_types=("afmoe",),
@@ -38,16 +46,18 @@ FAMILY = Family(
         norm=NormConfig(placement="sandwich"),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(sliding_window=None),
     fields=(
         *DECODER,
         *GQA,
         Field("num_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("route_scale", "router.routing_scale", 1.0),
+        Field("route_scale", "router.routing_scale"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("num_shared_experts", "shared.num_shared_experts", 0),
-        Field("num_dense_layers", "pattern.first_dense", 1),
+        Field("num_shared_experts", "shared.num_shared_experts"),
+        Field("num_dense_layers", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),

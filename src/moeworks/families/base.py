@@ -1,8 +1,9 @@
 """What a model family is: presets, and a two-way mapping between its config.json and ModelConfig.
 
-A family names the fields that map one to one (Field), the values that must stand as they are (`fixed`), and
-reads and writes the rest in two small functions. Reading consumes keys: what is left over must be known to
-change nothing, or it is an error, so no field that changes the maths is overlooked.
+A family names the fields that map one to one (Field), the values that must stand as they are (`fixed`), what
+a key means that is left out (`defaults`, those of the family's class in transformers), and reads and writes
+the rest in two small functions. Reading consumes keys: what is left over must be known to change nothing, or
+it is an error, so no field that changes the maths is overlooked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ MAX_LAYERS = 10_000
 LARGEST = 2**40
 """Bounds that no published model comes near: a hostile config.json is refused before it costs memory."""
 REQUIRED = object()
-"""The default of a field that a config.json must have."""
+"""Marks a value that has no fallback."""
 
 HARMLESS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_experts_implementation", "_name_or_path",
@@ -40,6 +41,29 @@ HARMLESS = frozenset({
 })  # fmt: skip
 """Keys that change neither shapes nor the maths of a forward pass."""
 
+SAYS = {
+    "attention_bias": "attention.qkv_bias", "attn_output_gate": "attention.output_gate",
+    "expert_hidden_dim": "experts.d_expert", "first_k_dense_replace": "pattern.first_dense",
+    "head_dim": "attention.head_dim",
+    "n_group": "router.num_groups", "n_shared_experts": "shared.num_shared_experts",
+    "norm_topk_prob": "router.renormalize", "num_shared_experts": "shared.num_shared_experts",
+    "qk_norm": "attention.qk_norm", "qkv_bias": "attention.qkv_bias",
+    "residual_multiplier": "residual_scale", "route_norm": "router.renormalize",
+    "routed_scaling_factor": "router.routing_scale", "scoring_func": "router.score",
+    "sliding_window": "attention.window", "tie_word_embeddings": "tie_embeddings",
+    "topk_group": "router.top_k_groups", "use_qk_norm": "attention.qk_norm",
+}  # fmt: skip
+"""Keys that some families read, and where a model has what they say: a family that does not read one of them
+accepts the value that its models have anyway."""
+OFF = (None, False, 0, "", [], {})
+"""Values that switch nothing on, whatever the key is."""
+ONE = frozenset({
+    "decoder_sparse_step", "embedding_multiplier", "embedding_multiplier_scale", "factor", "logits_scaling",
+    "mlp_bias_scale", "moe_layer_freq", "moe_layer_interval", "output_multiplier_scale",
+    "partial_rotary_factor", "route_scale", "router_scaling_factor", "scale_emb",
+})  # fmt: skip
+"""Factors and strides, which change nothing when they are 1."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -49,8 +73,6 @@ class Field:
     """Its name in config.json."""
     path: str
     """The dotted path in ModelConfig."""
-    default: Any = REQUIRED
-    """Taken when the key is absent or null."""
     also: tuple[str, ...] = ()
     """Other names that some writers give the key."""
 
@@ -75,6 +97,10 @@ class Family:
     """What all members share."""
     fields: tuple[Field, ...]
     """Keys that map one to one."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What a key means that a config.json leaves out. A key that is neither here nor there is an error."""
+    null: Mapping[str, Any] = field(default_factory=dict)
+    """What null means for keys whose default is not null; null is an error for the others of `defaults`."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Accepted values of keys that do not vary; an absent key means the first, which is written."""
     harmless: frozenset[str] = frozenset()
@@ -94,15 +120,16 @@ class Family:
         """The model that a config.json describes.
 
         Raises ConfigError for a key that is missing, has a value that this family does not have, or is
-        unknown and not empty: it might change the maths.
+        unknown and not neutral: it might change the maths.
         """
         rest = self.unwrap(deepcopy(dict(config)))
         draft = to_dict(self.template)
+        self._rename(rest)
+        self._complete(rest)
         for entry in self.fields:
-            for other in entry.also:
-                value = rest.pop(other, None)
-                rest.setdefault(entry.key, value)
-            value = take(rest, entry.key, entry.default)
+            value = rest.pop(entry.key, None)
+            if value is None and not self._may_be_null(entry.key):
+                raise ConfigError(f"{entry.key}: missing in the config, and it has no default")
             _check_number(entry.key, value, get(draft, entry.path))
             put(draft, entry.path, value)
         check(draft["num_layers"] <= MAX_LAYERS, "num_layers", draft["num_layers"], f"exceeds {MAX_LAYERS}")
@@ -115,11 +142,34 @@ class Family:
                 f"config.json: a value that the family {self.name} cannot read: {error}"
             ) from error
         for key, accepted in self.fixed.items():
-            value = rest.pop(key, accepted[0])
+            value = rest.pop(key, None)
             rule = f"the family {self.name} has only {' or '.join(map(repr, accepted))}"
-            check(value in accepted, key, value, rule)
-        self._check_rest(rest)
+            check(value is None or value in accepted, key, value, rule)
+        self._check_rest(rest, draft)
         return from_dict(ModelConfig, draft, "model")
+
+    def _rename(self, rest: Json) -> None:
+        """Other names of keys replaced by the usual ones."""
+        for entry in self.fields:
+            for other in entry.also:
+                if (value := rest.pop(other, None)) is None:
+                    continue
+                usual = rest.setdefault(entry.key, value)
+                rule = f"is another name of {entry.key}, which is {usual!r}"
+                check(usual == value, other, value, rule)
+
+    def _complete(self, rest: Json) -> None:
+        """The keys that are left out, and the meaning of null."""
+        for key, default in self.defaults.items():
+            value = rest.setdefault(key, deepcopy(default))
+            if value is None and key in self.null:
+                rest[key] = deepcopy(self.null[key])
+            else:
+                rule = f"must not be null; leave the key out for the family's default, {default!r}"
+                check(value is not None or default is None, key, value, rule)
+
+    def _may_be_null(self, key: str) -> bool:
+        return self.null.get(key, self.defaults.get(key, REQUIRED)) is None
 
     def to_hf(self, model: ModelConfig, origin: Mapping[str, Any] | None = None) -> Json:
         """The config.json of `model`.
@@ -144,10 +194,12 @@ class Family:
         """The model that the published config `name` describes."""
         return self.from_hf(self.presets[name])
 
-    def _check_rest(self, rest: Json) -> None:
+    def _check_rest(self, rest: Json, draft: Json) -> None:
         known = HARMLESS | self.harmless
         for key, value in sorted(rest.items()):
-            if key in known or value is None or value is False or value in ("", [], {}):
+            if key in known or value in OFF or (key in ONE and value == 1):
+                continue
+            if key in SAYS and value == get(draft, SAYS[key]):
                 continue
             names = {*known, *self.fixed, *(entry.key for entry in self.fields)}
             raise ConfigError(
@@ -176,13 +228,16 @@ def _check_number(key: str, value: object, like: object) -> None:
     check(-LARGEST <= value <= LARGEST, key, value, f"exceeds {LARGEST:,}")
 
 
-def take(config: Json, key: str, default: Any = REQUIRED) -> Any:
-    """Remove `key` and return its value, or `default` when it is absent or null. Raises ConfigError."""
-    value = config.pop(key, None)
-    if value is None:
-        if default is REQUIRED:
-            raise ConfigError(f"{key}: missing in the config, and it has no default")
-        return default
+def take(config: Json, key: str, default: Any = REQUIRED, *, null: bool = True) -> Any:
+    """Remove `key` and return its value, or `default` when it is absent or, unless `null` is False, null.
+
+    Raises ConfigError when it has no value and there is no default.
+    """
+    value = config.pop(key, None if null else default)
+    if value is None and null:
+        value = default
+    if value is REQUIRED or (value is None and not null):
+        raise ConfigError(f"{key}: missing in the config, or null, and it has no default")
     return value
 
 

@@ -8,17 +8,21 @@ from moeworks.families.base import HARMLESS, Family, Field, Json, take
 from moeworks.families.parts import gqa, read_rope, write_rope
 from moeworks.families.weights import TOP, experts_transposed
 
-_IGNORED = HARMLESS | {"attn_pdrop", "moe_loss_weight", "moe_jitter_eps", "uniform_expert_assignment"}
+_ATTENTION = dict(kv_n_heads=1)
+_FEED_FORWARD = dict(ffn_hidden_size=3584, moe_num_experts=4, moe_top_k=1, moe_normalize_expert_weights=1.0)
+"""What attn_config and ffn_config mean that leave a key out."""
+_IGNORED = {"attn_pdrop", "hidden_size", "moe_loss_weight", "moe_jitter_eps", "uniform_expert_assignment"}
 
 
 def _read(config: Json, draft: Json) -> None:
-    attention, feed_forward = dict(take(config, "attn_config")), dict(take(config, "ffn_config"))
+    attention = _ATTENTION | take(config, "attn_config", {})
+    feed_forward = _FEED_FORWARD | take(config, "ffn_config", {})
     mixer = draft["attention"]
-    mixer["num_kv_heads"] = take(attention, "kv_n_heads", 1)
+    mixer["num_kv_heads"] = take(attention, "kv_n_heads")
     mixer["qkv_clip"] = take(attention, "clip_qkv", None)
     if (theta := attention.pop("rope_theta", None)) is not None:
-        config.setdefault("rope_theta", theta)
-    read_rope(config, mixer, draft["d_model"] // mixer["num_heads"])
+        config["rope_theta"] = theta
+    read_rope(config, mixer, draft["d_model"] // mixer["num_heads"], draft["max_seq_len"])
     draft["router"] |= {
         "num_experts": take(feed_forward, "moe_num_experts"),
         "top_k": take(feed_forward, "moe_top_k"),
@@ -30,10 +34,8 @@ def _read(config: Json, draft: Json) -> None:
     draft["router"]["renormalize"] = order is not None
     name = (take(feed_forward, "ffn_act_fn", {}) or {}).get("name", "silu")
     check(name == "silu", "ffn_act_fn", name, "the family dbrx has only 'silu'")
-    width = feed_forward.pop("hidden_size", draft["d_model"])
-    rest = {k: v for k, v in {**attention, **feed_forward}.items() if k not in _IGNORED and v}
+    rest = {k: v for k, v in {**attention, **feed_forward}.items() if k not in HARMLESS | _IGNORED and v}
     check(not rest, "attn_config or ffn_config", rest, "unknown, and it may change what the model computes")
-    check(width in (draft["d_model"], 0), "ffn_config.hidden_size", width, "must equal d_model")
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -79,6 +81,11 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    d_model=2048, max_seq_len=2048, n_heads=16, n_layers=24, rope_theta=10_000.0, tie_word_embeddings=False,
+    vocab_size=32_000,
+)  # fmt: skip
+
 FAMILY = Family(
     name="dbrx",
     model_types=("dbrx",),
@@ -86,13 +93,14 @@ FAMILY = Family(
     template=ModelConfig(
         attention=GQAConfig(qk_norm=False), norm=NormConfig(kind="layer"), norm_eps=1e-5
     ),
+    defaults=_DEFAULTS,
     fields=(
         Field("vocab_size", "vocab_size"),
-        Field("d_model", "d_model"),
-        Field("n_layers", "num_layers"),
-        Field("n_heads", "attention.num_heads"),
-        Field("max_seq_len", "max_seq_len"),
-        Field("tie_word_embeddings", "tie_embeddings", False),
+        Field("d_model", "d_model", also=("hidden_size",)),
+        Field("n_layers", "num_layers", also=("num_hidden_layers",)),
+        Field("n_heads", "attention.num_heads", also=("num_attention_heads",)),
+        Field("max_seq_len", "max_seq_len", also=("max_position_embeddings",)),
+        Field("tie_word_embeddings", "tie_embeddings"),
     ),
     harmless=frozenset({"num_key_value_heads"}),
     weights=_WEIGHTS,

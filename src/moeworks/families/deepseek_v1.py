@@ -10,21 +10,27 @@ from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
 from moeworks.families.weights import DEEPSEEK_V1
 
+_DEFAULTS = dict(
+    first_k_dense_replace=0, n_shared_experts=0, norm_topk_prob=False, rms_norm_eps=1e-06,
+    rope_theta=10_000.0, tie_word_embeddings=False,
+)  # fmt: skip
+
 FAMILY = Family(
     name="deepseek_v1",
     model_types=("deepseek",),
     architecture="DeepseekForCausalLM",
     template=ModelConfig(attention=GQAConfig(qk_norm=False)),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
         Field("n_routed_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("n_shared_experts", "shared.num_shared_experts", 0),
-        Field("first_k_dense_replace", "pattern.first_dense", 0),
+        Field("n_shared_experts", "shared.num_shared_experts"),
+        Field("first_k_dense_replace", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),

@@ -15,7 +15,7 @@ _METHODS = ("greedy", "group_limited_greedy")
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_rope(config, draft["attention"], draft["attention"]["rope_head_dim"])
+    read_rope(config, draft["attention"], draft["attention"]["rope_head_dim"], draft["max_seq_len"])
     method = config.pop("topk_method", "greedy")
     check(method in _METHODS, "topk_method", method, f"must be {' or '.join(_METHODS)}")
     groups = config.pop("n_group", None) or 1, config.pop("topk_group", None) or 1
@@ -26,8 +26,8 @@ def _read(config: Json, draft: Json) -> None:
         not router["renormalize"] or router["routing_scale"] == 1,
         "norm_topk_prob",
         True,
-        f"goes not with routed_scaling_factor = {router['routing_scale']}: of DeepSeek's own releases of this"
-        " model's code one drops the factor then and one applies it",
+        f"cannot be combined with routed_scaling_factor = {router['routing_scale']}: one release of"
+        " DeepSeek's code for this model drops the factor then, another applies it",
     )
 
 
@@ -54,6 +54,16 @@ _BOTH = dict(
     vocab_size=102_400,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=0, hidden_act="silu", hidden_size=4096,
+    intermediate_size=11_008, kv_lora_rank=512, max_position_embeddings=2048, mlp_bias=False,
+    moe_intermediate_size=1407, n_routed_experts=64, n_shared_experts=2, norm_topk_prob=False,
+    num_attention_heads=32, num_experts_per_tok=None, num_hidden_layers=32, q_lora_rank=1536,
+    qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-06, rope_theta=10_000.0,
+    routed_scaling_factor=1.0, tie_word_embeddings=False, topk_method='greedy', v_head_dim=128,
+    vocab_size=102_400,
+)  # fmt: skip
+
 FAMILY = Family(
     name="deepseek_v2",
     model_types=("deepseek_v2",),
@@ -62,17 +72,19 @@ FAMILY = Family(
         attention=MLAConfig(),
         router=RouterConfig(renormalize=False, group_score="max"),
     ),
+    defaults=_DEFAULTS,
+    null=dict(q_lora_rank=None),
     fields=(
         *DECODER,
         *MLA,
-        Field("n_routed_experts", "router.num_experts"),
+        Field("n_routed_experts", "router.num_experts", also=("num_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
-        Field("routed_scaling_factor", "router.routing_scale", 1.0),
+        Field("norm_topk_prob", "router.renormalize"),
+        Field("routed_scaling_factor", "router.routing_scale"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("n_shared_experts", "shared.num_shared_experts", 0),
-        Field("first_k_dense_replace", "pattern.first_dense", 0),
+        Field("n_shared_experts", "shared.num_shared_experts"),
+        Field("first_k_dense_replace", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),

@@ -12,7 +12,7 @@ _STYLES = {True: "interleaved", False: "half"}
 def read_v3(config: Json, draft: Json) -> None:
     """The rotation, and the pairs that it turns."""
     attention = draft["attention"]
-    read_rope(config, attention, attention["rope_head_dim"])
+    read_rope(config, attention, attention["rope_head_dim"], draft["max_seq_len"])
     interleave = config.pop("rope_interleave", None)
     attention["rope"]["style"] = _STYLES[interleave is None or bool(interleave)]
 
@@ -33,7 +33,7 @@ FIELDS = (
     *DECODER,
     *MLA,
     *GROUPED_ROUTER,
-    Field("num_nextn_predict_layers", "num_mtp_layers", 0, also=("num_mtp_layers",)),
+    Field("num_nextn_predict_layers", "num_mtp_layers", also=("num_mtp_layers",)),
 )
 FIXED = {
     "hidden_act": ("silu",),
@@ -56,11 +56,23 @@ SHAPE = dict(
     ),
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=3, hidden_act="silu", hidden_size=7168,
+    intermediate_size=18_432, kv_lora_rank=512, max_position_embeddings=4096, moe_intermediate_size=2048,
+    n_group=8, n_routed_experts=256, n_shared_experts=1, norm_topk_prob=True, num_attention_heads=128,
+    num_experts_per_tok=8, num_hidden_layers=61, num_nextn_predict_layers=1, q_lora_rank=1536,
+    qk_nope_head_dim=128, qk_rope_head_dim=64, rms_norm_eps=1e-06, rope_interleave=True,
+    rope_theta=10_000.0, routed_scaling_factor=2.5, tie_word_embeddings=False, topk_group=4, v_head_dim=128,
+    vocab_size=129_280,
+)  # fmt: skip
+
 FAMILY = Family(
     name="deepseek_v3",
     model_types=("deepseek_v3", "kimi_k2"),
     architecture="DeepseekV3ForCausalLM",
     template=TEMPLATE,
+    defaults=_DEFAULTS,
+    null=dict(q_lora_rank=None),
     fields=FIELDS,
     fixed=FIXED,
     harmless=HARMLESS_HERE,

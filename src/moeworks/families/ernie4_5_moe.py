@@ -1,6 +1,5 @@
 """ERNIE 4.5 (Baidu 2025), the text models: softmax scores, a bias for the choice alone, shared experts."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 from moeworks.config.mixers import GQAConfig
@@ -11,14 +10,12 @@ from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
 from moeworks.families.weights import ATTENTION, DENSE, MOE, NORMS, SHARED, TOP
 
-_TIED = replace(DECODER[-1], default=True)
-
 
 def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft, theta=500_000.0)
+    read_gqa(config, draft)
     layers = draft["num_layers"]
-    start, end = take(config, "moe_layer_start_index", 1), take(config, "moe_layer_end_index", -1)
-    interval = take(config, "moe_layer_interval", 1)
+    start, end = take(config, "moe_layer_start_index"), take(config, "moe_layer_end_index")
+    interval = take(config, "moe_layer_interval")
     if end == -1:
         end = layers - 1
     draft["pattern"]["explicit"] = [i for i in range(start, end + 1) if (i + 1) % interval == 0]
@@ -53,7 +50,16 @@ _WEIGHTS = WeightMap(
     ),
     # A multi-token prediction module that transformers leaves out too.
     ignored=("model.mtp_*",),
+    renamed=((".mlp.gate.moe_statics.", ".mlp.moe_statics."),),
 )
+
+_DEFAULTS = dict(
+    hidden_act="silu", hidden_size=2560, intermediate_size=12_288, max_position_embeddings=131_072,
+    moe_intermediate_size=1536, moe_k=6, moe_layer_end_index=-1, moe_layer_interval=1,
+    moe_layer_start_index=1, moe_norm_min=1e-12, moe_num_experts=64, moe_num_shared_experts=2,
+    num_attention_heads=20, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-05,
+    rope_theta=500_000.0, tie_word_embeddings=True, use_bias=False, vocab_size=103_424,
+)  # fmt: skip
 
 FAMILY = Family(
     name="ernie4_5_moe",
@@ -63,16 +69,16 @@ FAMILY = Family(
         attention=GQAConfig(qk_norm=False, rope=RopeConfig(style="interleaved")),
         router=RouterConfig(selection_bias=True),
     ),
+    defaults=_DEFAULTS,
     fields=(
-        *DECODER[:-1],
-        _TIED,
+        *DECODER,
         *GQA,
-        Field("moe_num_experts", "router.num_experts"),
-        Field("moe_k", "router.top_k"),
-        Field("moe_norm_min", "router.renormalize_eps", 1e-12),
+        Field("moe_num_experts", "router.num_experts", also=("num_experts",)),
+        Field("moe_k", "router.top_k", also=("num_experts_per_tok",)),
+        Field("moe_norm_min", "router.renormalize_eps"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("moe_num_shared_experts", "shared.num_shared_experts", 0),
+        Field("moe_num_shared_experts", "shared.num_shared_experts"),
     ),
     fixed={"hidden_act": ("silu",), "use_bias": (False,), "moe_gate": ("topk",)},
     harmless=frozenset({

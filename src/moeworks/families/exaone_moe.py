@@ -10,7 +10,7 @@ from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import check
-from moeworks.families.base import Family, Field, Json, take
+from moeworks.families.base import Family, Json, take
 from moeworks.families.parts import (
     DECODER,
     GQA,
@@ -25,13 +25,7 @@ from moeworks.families.parts import (
 )
 from moeworks.families.weights import ATTENTION, DENSE, MOE, NORMS, SHARED, TOP
 
-_DEFAULTS = {"routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "n_shared_experts": 1}
 _RENAMED = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
-
-
-def _field(entry: Field) -> Field:
-    default = _DEFAULTS.get(entry.key, entry.default)
-    return replace(entry, key=_RENAMED.get(entry.key, entry.key), default=default)
 
 
 def _pattern(pattern: int | str | None, layers: int) -> Sequence[bool]:
@@ -53,7 +47,7 @@ def _read(config: Json, draft: Json) -> None:
         config.pop("first_last_k_dense_replace", None)
         config.setdefault("mlp_layer_types", ["sparse" if flag else "dense" for flag in named])
     read_sparse_layers(config, draft)
-    window, pattern = config.pop("sliding_window", 4096), take(config, "sliding_window_pattern", 4)
+    window, pattern = config.pop("sliding_window"), take(config, "sliding_window_pattern", None)
     default = _pattern(None if window is None else pattern, draft["num_layers"])
     # Without any window all layers have positions.
     read_windows(config, draft, default=default, window=window, turn_full=window is None)
@@ -66,12 +60,23 @@ def _write(model: ModelConfig, config: Json) -> None:
         write_sparse_layers(model, config)
 
 
+_DEFAULTS = dict(
+    first_k_dense_replace=1, hidden_act="silu", hidden_size=4096, intermediate_size=16_384,
+    max_position_embeddings=2048, moe_intermediate_size=1024, n_group=1, norm_topk_prob=True,
+    num_attention_heads=32, num_experts=64, num_experts_per_tok=8, num_hidden_layers=32,
+    num_key_value_heads=32, num_shared_experts=1, rms_norm_eps=1e-05, rope_theta=10_000.0,
+    routed_scaling_factor=2.5, sliding_window=4096, sliding_window_pattern=4, tie_word_embeddings=False,
+    topk_group=1, vocab_size=102_400,
+)  # fmt: skip
+
 FAMILY = Family(
     name="exaone_moe",
     model_types=("exaone_moe",),
     architecture="ExaoneMoeForCausalLM",
     template=ModelConfig(attention=GQAConfig(), router=RouterConfig(score="sigmoid", selection_bias=True)),
-    fields=(*DECODER, *GQA, *(_field(entry) for entry in GROUPED_ROUTER)),
+    defaults=_DEFAULTS,
+    null=dict(sliding_window=None),
+    fields=(*DECODER, *GQA, *(replace(f, key=_RENAMED.get(f.key, f.key)) for f in GROUPED_ROUTER)),
     fixed={"hidden_act": ("silu",), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
     harmless=frozenset({"num_nextn_predict_layers"}),
     weights=WeightMap(
@@ -85,6 +90,7 @@ FAMILY = Family(
             Rule("mlp.e_score_correction_bias", "mlp.router.expert_bias"),
         ),
         ignored=("mtp.*",),
+        renamed=((".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"),),
     ),
     read=_read,
     write=_write,

@@ -8,6 +8,13 @@ from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import ATTENTION, MOE, TOP
 
+_DEFAULTS = dict(
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11_008,
+    max_position_embeddings=4096, norm_topk_prob=False, num_attention_heads=32, num_experts=7,
+    num_experts_per_tok=5, num_hidden_layers=32, rms_norm_eps=1e-06, rope_theta=500_000.0,
+    tie_word_embeddings=False, vocab_size=100_352,
+)  # fmt: skip
+
 FAMILY = Family(
     name="flex_olmo",
     model_types=("flex_olmo",),
@@ -17,12 +24,13 @@ FAMILY = Family(
         attention=GQAConfig(qk_norm_kind="flat"),
         router=RouterConfig(renormalize=False),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("num_experts", "router.num_experts"),
+        Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},

@@ -11,9 +11,10 @@ from typing import Any
 from moeworks.config.weight_rules import WeightMap
 from moeworks.errors import ConfigError, nearest
 from moeworks.families.base import Json, take
-from moeworks.families.gguf_architectures import ARCHITECTURES, Given
+from moeworks.families.gguf_architectures import ARCHITECTURES, GgufMetadata
 from moeworks.families.gguf_rope import decimal, scaling_of_divisors, take_rope_scaling
 from moeworks.families.gguf_weights import ROPE_FREQS
+from moeworks.gguf_file import GgufFile
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class GgufModel:
     """What a GGUF file holds."""
 
     family: str
-    """Name of its family."""
+    """The name of the family whose config.json describes it."""
     config: Json
-    """Its config.json."""
+    """The config.json that describes it."""
     weights: WeightMap
-    """Its tensors' names."""
+    """The names of its tensors."""
 
 
+_EMBED = "token_embd.weight"
 _COMMON = {
     "embedding_length": "hidden_size", "block_count": "num_hidden_layers", "context_length":
     "max_position_embeddings", "attention.head_count": "num_attention_heads",
@@ -38,13 +40,19 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 
 
-def gguf_model(
+def gguf_model(file: GgufFile) -> GgufModel:
+    """The model in a file. Raises ConfigError."""
+    vocab_size = file.shape(_EMBED)[0] if _EMBED in file.names else 1
+    return described_model(file.metadata, set(file.names), vocab_size, lambda n: file.values(n).tolist())
+
+
+def described_model(
     metadata: Mapping[str, Any],
     names: set[str],
     vocab_size: int,
     values: Callable[[str], Sequence[float]] = lambda name: (),
 ) -> GgufModel:
-    """What a file with this metadata, these tensors and this vocabulary is; `values` reads a small tensor.
+    """The model with this metadata, these tensors and this vocabulary; `values` reads a small tensor.
 
     Raises ConfigError.
     """
@@ -76,7 +84,7 @@ def gguf_model(
         if found is not None and scaling is not None:
             raise ConfigError(f"{ROPE_FREQS}: beside rope.scaling.type = {scaling['rope_type']!r}")
         config |= {} if found is None else {"rope_scaling": found}
-    given = Given(keys, names, values)
+    given = GgufMetadata(keys, names, values)
     family = architecture.complete(given, config)
     _partial_rotation(keys, config)
     config.setdefault("model_type", family)
@@ -90,10 +98,9 @@ def gguf_model(
 
 
 def _partial_rotation(keys: Json, config: Json) -> None:
-    """Where fewer values of a head turn than it has."""
+    """How many values of a head turn."""
     turned = keys.pop("rope.dimension_count", None)
     if turned is None or "hidden_size" not in config:
         return
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if turned != width:
-        config["partial_rotary_factor"] = turned / width
+    config["partial_rotary_factor"] = turned / width

@@ -110,9 +110,21 @@ _BLOCKS: Rules = (
     *_both("ffn_down", "mlp.down_proj"),
     *_both("ffn_gate_inp", "mlp.router"),
     Rule("exp_probs_b.bias", "mlp.router.expert_bias"),
-    Rule("ffn_gate_exps.weight", "mlp.experts.gate_up_proj", _gate_or_up(0)),
-    Rule("ffn_up_exps.weight", "mlp.experts.gate_up_proj", _gate_or_up(1)),
-    Rule("ffn_down_exps.weight", "mlp.experts.down_proj"),
+    Either(
+        (
+            (
+                Rule("ffn_gate_exps.weight", "mlp.experts.gate_up_proj", _gate_or_up(0)),
+                Rule("ffn_up_exps.weight", "mlp.experts.gate_up_proj", _gate_or_up(1)),
+                Rule("ffn_down_exps.weight", "mlp.experts.down_proj"),
+            ),
+            # Files from before April 2024 hold each expert apart.
+            (
+                Rule("ffn_gate.{e}.weight", "mlp.experts.gate_up_proj", half(0)),
+                Rule("ffn_up.{e}.weight", "mlp.experts.gate_up_proj", half(1)),
+                Rule("ffn_down.{e}.weight", "mlp.experts.down_proj"),
+            ),
+        )
+    ),
     Rule("ffn_gate_exps.bias", "mlp.experts.gate_up_bias", _gate_or_up(0)),
     Rule("ffn_up_exps.bias", "mlp.experts.gate_up_bias", _gate_or_up(1)),
     Rule("ffn_down_exps.bias", "mlp.experts.down_bias"),

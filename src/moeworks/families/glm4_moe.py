@@ -19,6 +19,15 @@ _BOTH = dict(
     topk_group=1, vocab_size=151_552,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=1, hidden_act="silu", hidden_size=4096,
+    intermediate_size=10_944, max_position_embeddings=131_072, moe_intermediate_size=1408, n_group=1,
+    n_routed_experts=128, n_shared_experts=1, norm_topk_prob=True, num_attention_heads=96,
+    num_experts_per_tok=8, num_hidden_layers=46, num_key_value_heads=8, num_nextn_predict_layers=1,
+    partial_rotary_factor=0.5, rms_norm_eps=1e-05, rope_theta=10_000.0, routed_scaling_factor=1.0,
+    tie_word_embeddings=False, topk_group=1, use_qk_norm=False, vocab_size=151_552,
+)  # fmt: skip
+
 FAMILY = Family(
     name="glm4_moe",
     model_types=("glm4_moe",),
@@ -27,17 +36,19 @@ FAMILY = Family(
         attention=GQAConfig(qk_norm=False),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(partial_rotary_factor=1.0),
     fields=(
         *DECODER,
         *GQA,
         *GROUPED_ROUTER,
-        Field("attention_bias", "attention.qkv_bias", False),
-        Field("use_qk_norm", "attention.qk_norm", False),
-        Field("num_nextn_predict_layers", "num_mtp_layers", 0, also=("num_mtp_layers",)),
+        Field("attention_bias", "attention.qkv_bias"),
+        Field("use_qk_norm", "attention.qk_norm"),
+        Field("num_nextn_predict_layers", "num_mtp_layers", also=("num_mtp_layers",)),
     ),
     fixed={"hidden_act": ("silu",)},
     weights=GLM,
-    read=lambda config, draft: read_gqa(config, draft, partial=0.5),
+    read=read_gqa,
     write=_write,
     presets={
         "glm-4.5": dict(

@@ -57,6 +57,16 @@ _SHAPE = dict(
     routed_scaling_factor=2.5, topk_group=1, v_head_dim=256, vocab_size=154_880,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=3, hidden_act="silu", hidden_size=6144, index_head_dim=128,
+    index_n_heads=32, index_topk=2048, intermediate_size=12_288, kv_lora_rank=512,
+    max_position_embeddings=202_752, mlp_bias=False, moe_intermediate_size=2048, n_group=1,
+    n_routed_experts=256, n_shared_experts=1, norm_topk_prob=True, num_attention_heads=64,
+    num_experts_per_tok=8, num_hidden_layers=78, num_nextn_predict_layers=0, q_lora_rank=2048,
+    qk_nope_head_dim=192, qk_rope_head_dim=64, rms_norm_eps=1e-05, rope_theta=10_000.0,
+    routed_scaling_factor=2.5, tie_word_embeddings=False, topk_group=1, v_head_dim=256, vocab_size=154_880,
+)  # fmt: skip
+
 FAMILY = Family(
     name="glm_moe_dsa",
     model_types=("glm_moe_dsa",),
@@ -65,6 +75,7 @@ FAMILY = Family(
         TEMPLATE,
         attention=MLAConfig(q_lora_rank=1536, indexer=IndexerConfig(rope_style="interleaved")),
     ),
+    defaults=_DEFAULTS,
     fields=_V32.fields,
     fixed={**_V32.fixed, "indexer_rope_interleave": (True,)},
     harmless=_V32.harmless | {"index_share_for_mtp_iteration", "moe_router_dtype"},

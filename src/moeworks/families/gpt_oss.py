@@ -16,13 +16,11 @@ _YARN = dict(
 
 
 def _read(config: Json, draft: Json) -> None:
-    if not config.get("rope_parameters") and not config.get("rope_scaling"):
-        config["rope_scaling"] = dict(_YARN)
-    read_gqa(config, draft, theta=150_000.0)
+    read_gqa(config, draft)
     attention = draft["attention"]
-    attention["qkv_bias"] = attention["output_bias"] = bool(take(config, "attention_bias", True))
+    attention["qkv_bias"] = attention["output_bias"] = bool(take(config, "attention_bias"))
     default = [i % 2 == 0 for i in range(draft["num_layers"])]
-    read_windows(config, draft, default=default, window=take(config, "sliding_window", 128))
+    read_windows(config, draft, default=default, window=config.pop("sliding_window"))
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -64,6 +62,14 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    attention_bias=True, head_dim=64, hidden_act="silu", hidden_size=2880, intermediate_size=2880,
+    max_position_embeddings=131_072, num_attention_heads=64, num_experts_per_tok=4, num_hidden_layers=36,
+    num_key_value_heads=8, num_local_experts=128, rms_norm_eps=1e-05, rope_parameters=_YARN,
+    rope_theta=150_000.0, sliding_window=128, swiglu_alpha=1.702, swiglu_limit=7.0,
+    tie_word_embeddings=False, vocab_size=201_088,
+)  # fmt: skip
+
 FAMILY = Family(
     name="gpt_oss",
     model_types=("gpt_oss",),
@@ -73,10 +79,12 @@ FAMILY = Family(
         router=RouterConfig(score_order="after_top_k", router_bias=True),
         experts=ExpertsConfig(activation="clamped_swiglu", expert_linear_bias=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(rope_parameters=_YARN, sliding_window=None),
     fields=(
         *DECODER,
         *GQA,
-        Field("num_local_experts", "router.num_experts"),
+        Field("num_local_experts", "router.num_experts", also=("num_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),
     ),

@@ -41,19 +41,33 @@ _WEIGHTS = WeightMap(
         Rule("shared_mlp.input_linear.weight", "mlp.shared.gate_up_proj.weight"),
         Rule("shared_mlp.output_linear.weight", "mlp.shared.down_proj.weight"),
     ),
+    renamed=(
+        (".block_sparse_moe.experts.gate_up_proj", ".block_sparse_moe.input_linear.weight"),
+        (".block_sparse_moe.experts.down_proj", ".block_sparse_moe.output_linear.weight"),
+        (".block_sparse_moe.router.weight", ".block_sparse_moe.router.layer.weight"),
+    ),
 )
+
+_DEFAULTS = dict(
+    attention_bias=False, attention_multiplier=1.0, embedding_multiplier=1.0, hidden_act="silu",
+    hidden_size=4096, intermediate_size=11_008, logits_scaling=1.0, max_position_embeddings=2048,
+    num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32, num_local_experts=8,
+    residual_multiplier=1.0, rms_norm_eps=1e-06, rope_theta=10_000.0, shared_intermediate_size=0,
+    tie_word_embeddings=False, vocab_size=32_000,
+)  # fmt: skip
 
 FAMILY = Family(
     name="granitemoe",
     model_types=("granitemoe", "granitemoeshared"),
     architecture="GraniteMoeForCausalLM",
     template=ModelConfig(attention=GQAConfig(qk_norm=False), router=RouterConfig(score_order="after_top_k")),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("attention_multiplier", "attention.softmax_scale", 1.0),
-        Field("embedding_multiplier", "embedding_scale", 1.0),
-        Field("residual_multiplier", "residual_scale", 1.0),
+        Field("attention_multiplier", "attention.softmax_scale"),
+        Field("embedding_multiplier", "embedding_scale"),
+        Field("residual_multiplier", "residual_scale"),
         Field("num_local_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),

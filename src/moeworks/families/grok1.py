@@ -4,16 +4,12 @@ transformers has no class for it: built from the published model.py and the conf
 compared with a forward pass by hand. Not verified: tensor names against the port's files themselves.
 """
 
-from dataclasses import replace
-
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ExpertsConfig, ModelConfig, NormConfig, RouterConfig
 from moeworks.config.weight_rules import Either, Rule, WeightMap
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
 from moeworks.families.weights import TOP, experts
-
-_TIED = replace(DECODER[-1], default=True)
 
 
 def _norm(theirs: str, ours: str) -> Either:
@@ -34,6 +30,10 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=True,
+)  # fmt: skip
+
 FAMILY = Family(
     name="grok1",
     model_types=("grok-1",),
@@ -44,9 +44,9 @@ FAMILY = Family(
         router=RouterConfig(renormalize=False),
         experts=ExpertsConfig(activation="geglu_tanh"),
     ),
+    defaults=_DEFAULTS,
     fields=(
-        *DECODER[:-1],
-        _TIED,
+        *DECODER,
         *GQA,
         Field("attn_output_multiplier", "attention.softmax_scale"),
         Field("max_attn_value", "attention.score_softcap"),

@@ -8,13 +8,18 @@ from moeworks.families.base import Family, Field, Json, take
 from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import NORMS, TOP, experts, gated, projections
 
+_BY_LAYER = ("num_experts", "moe_topk", "num_shared_expert", "moe_intermediate_size")
 
-def _one(config: Json, key: str, layers: int) -> int:
-    """A number, or a list of one number per layer, all the same."""
-    value = take(config, key)
-    if not isinstance(value, list):
+
+def _unwrap(config: Json) -> Json:
+    """Lists of one number per layer, all the same, as that number."""
+    return {key: _same(key, value) if key in _BY_LAYER else value for key, value in config.items()}
+
+
+def _same(key: str, value: object) -> object:
+    if not isinstance(value, list) or not value:
         return value
-    check(len(set(value)) == 1 and len(value) == layers, key, value, "must be the same in every layer")
+    check(value.count(value[0]) == len(value), key, value, "must be the same in every layer")
     return value[0]
 
 
@@ -22,21 +27,17 @@ def _read(config: Json, draft: Json) -> None:
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     alpha = given.get("alpha")
     if alpha:
+        take(dict(given), "factor")
         # Published as "dynamic" with an alpha: a base raised once and for all.
-        unused = ("alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        unused = ("type", "alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
         kept = {key: value for key, value in given.items() if key not in unused}
-        config["rope_scaling"] = {**kept, "rope_type": "default", "type": None}
+        config["rope_scaling"] = {**kept, "rope_type": "default"}
         config.pop("rope_parameters", None)
     read_biased_gqa(config, draft)
     if alpha:
         draft["attention"]["rope"] |= {"scaling": "ntk_alpha", "factor": float(alpha)}
-    layers = draft["num_layers"]
-    draft["router"] |= {"num_experts": _one(config, "num_experts", layers)}
-    draft["router"] |= {"top_k": _one(config, "moe_topk", layers)}
-    config.setdefault("num_shared_expert", 1)
-    draft["shared"]["num_shared_experts"] = _one(config, "num_shared_expert", layers)
-    width = take(config, "moe_intermediate_size", draft["mlp"]["d_ff"])
-    draft["experts"]["d_expert"] = width[0] if isinstance(width, list) else width
+    draft["shared"]["num_shared_experts"] = take(config, "num_shared_expert")
+    draft["experts"]["d_expert"] = take(config, "moe_intermediate_size", draft["mlp"]["d_ff"])
     draft["shared"]["d_shared"] = draft["mlp"]["d_ff"]
 
 
@@ -46,20 +47,29 @@ def _write(model: ModelConfig, config: Json) -> None:
     assert isinstance(attention, GQAConfig)
     if attention.rope.scaling == "ntk_alpha":
         config["rope_scaling"] = {"type": "dynamic", "alpha": attention.rope.factor, "factor": 1.0}
-    config |= {"num_experts": model.router.num_experts, "moe_topk": model.router.top_k}
     config["num_shared_expert"] = model.shared.num_shared_experts
     if model.experts.d_expert != model.mlp.d_ff:
         config["moe_intermediate_size"] = model.experts.d_expert
 
+
+_DEFAULTS = dict(
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11_008,
+    max_position_embeddings=2048, moe_topk=1, num_attention_heads=32, num_experts=1, num_hidden_layers=32,
+    num_shared_expert=1, rms_norm_eps=1e-05, rope_theta=10_000.0, tie_word_embeddings=False,
+    vocab_size=290_943,
+)  # fmt: skip
 
 FAMILY = Family(
     name="hunyuan_v1_moe",
     model_types=("hunyuan_v1_moe",),
     architecture="HunYuanMoEV1ForCausalLM",
     template=ModelConfig(attention=GQAConfig(qk_norm_after_rope=True)),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
+        Field("num_experts", "router.num_experts", also=("num_local_experts",)),
+        Field("moe_topk", "router.top_k", also=("num_experts_per_tok",)),
         Field("intermediate_size", "mlp.d_ff"),
     ),
     fixed={
@@ -72,6 +82,7 @@ FAMILY = Family(
         "eod_token_id", "org_vocab_size", "capacity_factor", "moe_drop_tokens", "mlp_bias", "norm_type",
         "moe_random_routing_dropped_token", "moe_layer_num_skipped", "num_media_embeds",
     }),
+    unwrap=_unwrap,
     read=_read,
     write=_write,
     weights=WeightMap(

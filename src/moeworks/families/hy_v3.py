@@ -20,8 +20,7 @@ from moeworks.families.weights import ATTENTION, DENSE, NORMS, TOP, experts, gat
 
 
 def _read(config: Json, draft: Json) -> None:
-    config.setdefault("head_dim", 128)
-    read_gqa(config, draft, theta=11_158_840.0)
+    read_gqa(config, draft)
     attention = draft["attention"]
     attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
     read_sparse_layers(config, draft)
@@ -35,21 +34,30 @@ def _write(model: ModelConfig, config: Json) -> None:
     write_sparse_layers(model, config)
 
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=1, head_dim=128, hidden_act="silu", hidden_size=4096,
+    intermediate_size=13_312, max_position_embeddings=131_072, mlp_bias=False, moe_intermediate_size=1536,
+    num_attention_heads=64, num_experts=192, num_experts_per_tok=8, num_hidden_layers=80,
+    num_key_value_heads=8, num_shared_experts=1, rms_norm_eps=1e-05, rope_theta=11_158_840.0,
+    router_scaling_factor=2.826, tie_word_embeddings=False, vocab_size=120_832,
+)  # fmt: skip
+
 FAMILY = Family(
     name="hy_v3",
     model_types=("hy_v3",),
     architecture="HYV3ForCausalLM",
     template=ModelConfig(attention=GQAConfig(), router=RouterConfig(score="sigmoid", selection_bias=True)),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("num_experts", "router.num_experts"),
+        Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("router_scaling_factor", "router.routing_scale", 2.826),
-        Field("moe_intermediate_size", "experts.d_expert", also=("expert_hidden_dim",)),
+        Field("router_scaling_factor", "router.routing_scale"),
+        Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("num_shared_experts", "shared.num_shared_experts", 1),
-        Field("first_k_dense_replace", "pattern.first_dense", 1),
+        Field("num_shared_experts", "shared.num_shared_experts"),
+        Field("first_k_dense_replace", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),
@@ -76,6 +84,11 @@ FAMILY = Family(
             *gated("mlp.shared_mlp", "mlp.shared"),
         ),
         ignored=("model.layers.{n}.*",),
+        renamed=(
+            (".mlp.gate.weight", ".mlp.router.gate.weight"),
+            (".mlp.e_score_correction_bias", ".mlp.expert_bias"),
+            (".mlp.shared_experts.", ".mlp.shared_mlp."),
+        ),
     ),
     read=_read,
     write=_write,

@@ -1,7 +1,5 @@
 """JetMoE (Shen et al. 2024): experts in the attention too; the layers' norms have an epsilon of 1e-6."""
 
-from dataclasses import replace
-
 from moeworks.config.mixers import MixtureOfAttentionConfig
 from moeworks.config.model import ExpertsConfig, ModelConfig, NormConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
@@ -18,7 +16,7 @@ def _read(config: Json, draft: Json) -> None:
     draft["norm"]["final_eps"] = None if final == _LAYER_EPS else final
     draft["norm_eps"] = _LAYER_EPS
     attention["num_experts"], attention["top_k"] = draft["router"]["num_experts"], draft["router"]["top_k"]
-    read_rope(config, attention, attention["head_dim"])
+    read_rope(config, attention, attention["head_dim"], draft["max_seq_len"])
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -45,6 +43,13 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    activation_function="silu", hidden_size=2048, intermediate_size=5632, kv_channels=128,
+    max_position_embeddings=4096, num_experts_per_tok=2, num_hidden_layers=12, num_key_value_heads=16,
+    num_local_experts=8, rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=True,
+    vocab_size=32_000,
+)  # fmt: skip
+
 FAMILY = Family(
     name="jetmoe",
     model_types=("jetmoe",),
@@ -55,11 +60,11 @@ FAMILY = Family(
         router=RouterConfig(score_order="after_top_k"),
         experts=ExpertsConfig(mixed_output_bias=True),
     ),
+    defaults=_DEFAULTS,
     fields=(
-        *DECODER[:-1],
-        replace(DECODER[-1], default=True),
+        *DECODER,
         Field("num_key_value_heads", "attention.num_kv_heads"),
-        Field("kv_channels", "attention.head_dim"),
+        Field("kv_channels", "attention.head_dim", also=("head_dim",)),
         Field("num_local_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),

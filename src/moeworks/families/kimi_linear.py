@@ -1,6 +1,7 @@
 """Kimi Linear (Moonshot AI 2025): Kimi delta attention; in some layers latent attention without positions.
 
-A save by transformers puts dense blocks under block_sparse_moe, where no release has them; both are read.
+A save by transformers puts dense blocks under block_sparse_moe, where no release has them; both are read, and
+so is the layout that it has in memory.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.config.rope import RopeConfig
 from moeworks.config.weight_rules import Either, Place, Rule, Rules, View, WeightMap
 from moeworks.errors import ConfigError, check
-from moeworks.families.base import Family, Field, Json, take
+from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import (
     DECODER,
     MLA,
@@ -27,12 +28,10 @@ _KINDS = ("full_attention", "linear_attention")
 
 
 def _read(config: Json, draft: Json) -> None:
-    linear = dict(take(config, "linear_attn_config", {}))
-    width = linear.pop("head_dim", None) or take(config, "linear_head_dim", 128)
-    heads = linear.pop("num_heads", None) or take(config, "linear_num_heads", 32)
-    kernel = linear.pop("short_conv_kernel_size", None) or take(config, "linear_conv_kernel_dim", 4)
-    for key in ("linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim"):
-        config.pop(key, None)
+    linear = dict(config.pop("linear_attn_config", {}))
+    width = linear.pop("head_dim", config.pop("linear_head_dim"))
+    heads = linear.pop("num_heads", config.pop("linear_num_heads"))
+    kernel = linear.pop("short_conv_kernel_size", config.pop("linear_conv_kernel_dim"))
     delta = GatedDeltaConfig(
         num_key_heads=heads, num_value_heads=heads, key_head_dim=width, value_head_dim=width,
         conv_kernel=kernel, decay="channel", latent_rank=width, gate_activation="sigmoid",
@@ -104,14 +103,32 @@ _DELTA: Rules = (
         Rule(f"self_attn.{name}_proj.weight", "attention.qkv_proj.weight", _rows(i), only=_ONLY)
         for i, name in enumerate("qkv")
     ),
-    *(
-        Rule(f"self_attn.{name}_conv1d.weight", "attention.conv", _rows(i, conv=True), only=_ONLY)
-        for i, name in enumerate("qkv")
+    Either(
+        (
+            tuple(
+                Rule(f"self_attn.{name}_conv1d.weight", "attention.conv", _rows(i, conv=True), only=_ONLY)
+                for i, name in enumerate("qkv")
+            ),
+            (Rule("self_attn.conv1d.weight", "attention.conv", lambda place, t: t.unsqueeze(1), only=_ONLY),),
+        )
     ),
     *(Rule(f"self_attn.{theirs}", f"attention.{ours}", only=_ONLY) for theirs, ours in _RENAMED.items()),
     Rule("self_attn.A_log", "attention.log_rate", lambda place, t: t.view(1, 1, -1, 1), only=_ONLY),
 )
+_SPARSE = ("gate", "experts", "shared_experts")
+_BLOCK = ("gate_proj", "up_proj", "down_proj")
+"""Parts of the two kinds of blocks, of which releases call only the sparse ones block_sparse_moe."""
 _LATENT: Rules = tuple(replace(rule, only="mla") for rule in plain(MLA_WEIGHTS))
+
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=1, hidden_act="silu", hidden_size=2304,
+    intermediate_size=9216, kv_lora_rank=512, linear_conv_kernel_dim=4, linear_head_dim=128,
+    linear_num_heads=32, model_max_length=1_048_576, moe_intermediate_size=1024, moe_renormalize=True,
+    num_attention_heads=32, num_expert_group=1, num_experts=256, num_experts_per_token=8,
+    num_hidden_layers=27, num_shared_experts=1, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64,
+    rms_norm_eps=1e-05, routed_scaling_factor=2.446, tie_word_embeddings=False, topk_group=1,
+    v_head_dim=128, vocab_size=163_840,
+)  # fmt: skip
 
 FAMILY = Family(
     name="kimi_linear",
@@ -121,20 +138,21 @@ FAMILY = Family(
         attention=MLAConfig(rope=RopeConfig(enabled=False)),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *(entry for entry in DECODER if entry.path != "max_seq_len"),
         Field("model_max_length", "max_seq_len", also=("max_position_embeddings",)),
         *MLA,
         Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_token", "router.top_k", also=("num_experts_per_tok",)),
-        Field("num_expert_group", "router.num_groups", 1, also=("n_group",)),
-        Field("topk_group", "router.top_k_groups", 1),
-        Field("moe_renormalize", "router.renormalize", True, also=("norm_topk_prob",)),
-        Field("routed_scaling_factor", "router.routing_scale", 2.446),
+        Field("num_expert_group", "router.num_groups", also=("n_group",)),
+        Field("topk_group", "router.top_k_groups"),
+        Field("moe_renormalize", "router.renormalize", also=("norm_topk_prob",)),
+        Field("routed_scaling_factor", "router.routing_scale"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
-        Field("num_shared_experts", "shared.num_shared_experts", 1, also=("n_shared_experts",)),
-        Field("first_k_dense_replace", "pattern.first_dense", 1),
+        Field("num_shared_experts", "shared.num_shared_experts", also=("n_shared_experts",)),
+        Field("first_k_dense_replace", "pattern.first_dense"),
     ),
     fixed={
         "hidden_act": ("silu",),
@@ -152,10 +170,15 @@ FAMILY = Family(
             *NORMS,
             *_LATENT,
             *_DELTA,
-            Either((plain(gated("mlp", "mlp")), plain(gated("block_sparse_moe", "mlp")))),
+            *gated("mlp", "mlp"),
             *MIXTRAL_MOE,
             Rule("block_sparse_moe.gate.e_score_correction_bias", "mlp.router.expert_bias"),
             *gated("block_sparse_moe.shared_experts", "mlp.shared"),
+        ),
+        renamed=(
+            *((f".mlp.{name}.", f".block_sparse_moe.{name}.") for name in _SPARSE),
+            *((f".block_sparse_moe.{name}.", f".mlp.{name}.") for name in _BLOCK),
+            (".self_attn.forget_gate.", ".self_attn."),
         ),
     ),
     read=_read,

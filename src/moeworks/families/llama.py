@@ -15,12 +15,19 @@ LLAMA31_ROPE = dict(
     original_max_position_embeddings=8192,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11_008,
+    max_position_embeddings=2048, mlp_bias=False, num_attention_heads=32, num_hidden_layers=32,
+    rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=False, vocab_size=32_000,
+)  # fmt: skip
+
 FAMILY = Family(
     name="llama",
     model_types=("llama",),
     architecture="LlamaForCausalLM",
     template=ModelConfig(pattern=LayerPatternConfig(explicit=()), attention=GQAConfig(qk_norm=False)),
-    fields=(*DECODER, *GQA, Field("intermediate_size", "mlp.d_ff"), Field("mlp_bias", "mlp.mlp_bias", False)),
+    defaults=_DEFAULTS,
+    fields=(*DECODER, *GQA, Field("intermediate_size", "mlp.d_ff"), Field("mlp_bias", "mlp.mlp_bias")),
     fixed={"hidden_act": ("silu",)},
     weights=LLAMA,
     read=read_biased_gqa,

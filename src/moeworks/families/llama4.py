@@ -17,11 +17,11 @@ _CHUNKED = "chunked_attention"
 
 
 def _read(config: Json, draft: Json) -> None:
-    read_gqa(config, draft, theta=500_000.0)
+    read_gqa(config, draft)
     layers, attention = draft["num_layers"], draft["attention"]
     attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
-    attention["qk_norm"] = bool(take(config, "use_qk_norm", True))
-    interval = take(config, "no_rope_layer_interval", 4)
+    attention["qk_norm"] = bool(take(config, "use_qk_norm"))
+    interval = take(config, "no_rope_layer_interval")
     # The published name is the wrong way round: 1 means that the layer has rotary positions.
     turned = config.pop("no_rope_layers", None) or [int((i + 1) % interval != 0) for i in range(layers)]
     attention["chunk"] = take(config, "attention_chunk_size", None)
@@ -30,11 +30,11 @@ def _read(config: Json, draft: Json) -> None:
     expected = [bool(flag) and attention["chunk"] is not None for flag in turned]
     check(chunked == expected, "layer_types", names, "must be chunked exactly where no_rope_layers is 1")
     still = {**attention, "rope": {**attention["rope"], "enabled": False}, "chunk": None, "qk_norm": False}
-    floor, scale = take(config, "floor_scale", 8192), take(config, "attn_scale", 0.1)
-    if take(config, "attn_temperature_tuning", True):
+    floor, scale = take(config, "floor_scale"), take(config, "attn_scale")
+    if take(config, "attn_temperature_tuning"):
         still |= {"temperature_floor": floor, "temperature_scale": scale}
     draft["mixers"], draft["layer_mixers"] = [still], [int(not flag) for flag in turned]
-    step = take(config, "interleave_moe_layer_step", 1)
+    step = take(config, "interleave_moe_layer_step")
     listed = config.pop("moe_layers", None)
     if listed is None or listed == list(range(step - 1, layers, step)):
         draft["pattern"]["every"] = step
@@ -78,6 +78,15 @@ _WEIGHTS = WeightMap(
     renamed=(("language_model.", ""),),
 )
 
+_DEFAULTS = dict(
+    attention_bias=False, attention_chunk_size=8192, attn_scale=0.1, attn_temperature_tuning=True,
+    floor_scale=8192, head_dim=128, hidden_act="silu", hidden_size=5120, interleave_moe_layer_step=1,
+    intermediate_size=8192, intermediate_size_mlp=16_384, max_position_embeddings=131_072,
+    no_rope_layer_interval=4, num_attention_heads=40, num_experts_per_tok=1, num_hidden_layers=48,
+    num_key_value_heads=8, num_local_experts=16, rms_norm_eps=1e-05, rope_theta=500_000.0,
+    tie_word_embeddings=False, use_qk_norm=True, vocab_size=202_048,
+)  # fmt: skip
+
 FAMILY = Family(
     name="llama4",
     model_types=("llama4_text", "llama4"),
@@ -91,11 +100,13 @@ FAMILY = Family(
         ),
         shared=SharedExpertsConfig(num_shared_experts=1),
     ),
+    defaults=_DEFAULTS,
+    null=dict(attention_chunk_size=None),
     fields=(
         *DECODER,
         *GQA,
         Field("num_local_experts", "router.num_experts"),
-        Field("num_experts_per_tok", "router.top_k", 1),
+        Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),
         Field("intermediate_size_mlp", "mlp.d_ff"),
     ),

@@ -28,17 +28,17 @@ _THETAS = {"full_attention": 500_000.0, "sliding_attention": 10_000.0}
 
 def _read(config: Json, draft: Json) -> None:
     attention = draft["attention"]
-    attention["num_kv_heads"] = take(config, "num_key_value_heads", 4)
-    attention["head_dim"] = take(config, "head_dim", 128)
+    attention["num_kv_heads"] = take(config, "num_key_value_heads")
+    attention["head_dim"] = take(config, "head_dim")
     attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
     flags = read_layer_types(config, draft, [False] * draft["num_layers"])
-    window = take(config, "sliding_window", 1024)
+    window = config.pop("sliding_window")
     ropes = take(config, "rope_parameters", {})
     full, sliding = ({**attention, "rope": dict(attention["rope"])} for _ in range(2))
     sliding["window"] = window
     for mixer, (name, theta) in zip((full, sliding), _THETAS.items(), strict=True):
         given = ropes.pop(name, None) or {"rope_type": "default", "rope_theta": theta}
-        read_rope({"rope_parameters": given}, mixer, attention["head_dim"])
+        read_rope({"rope_parameters": given}, mixer, attention["head_dim"], None)
     put_mixers(draft, full, sliding, flags)
     read_sparse_layers(config, draft)
     if ropes:
@@ -65,17 +65,26 @@ _YARN = dict(
     beta_fast=32.0, beta_slow=1.0, attention_factor=1.2772588722239782,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=2304, intermediate_size=7168,
+    max_position_embeddings=131_072, moe_intermediate_size=896, norm_topk_prob=True, num_attention_heads=32,
+    num_experts=64, num_experts_per_tok=8, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06,
+    sliding_window=1024, tie_word_embeddings=False, vocab_size=98_304,
+)  # fmt: skip
+
 FAMILY = Family(
     name="mellum",
     model_types=("mellum",),
     architecture="MellumForCausalLM",
     template=ModelConfig(attention=GQAConfig()),
+    defaults=_DEFAULTS,
+    null=dict(sliding_window=None),
     fields=(
         *DECODER,
         *GQA,
         Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", True),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
     ),

@@ -34,8 +34,8 @@ _PARTIAL = 0.334
 
 def _read(config: Json, draft: Json) -> None:
     layers, attention = draft["num_layers"], draft["attention"]
-    heads, width = attention["num_heads"], take(config, "head_dim", 192)
-    kv_heads, v_width = take(config, "num_key_value_heads", 4), take(config, "v_head_dim", 128)
+    heads, width = attention["num_heads"], take(config, "head_dim")
+    kv_heads, v_width = take(config, "num_key_value_heads"), take(config, "v_head_dim")
     same = (("num_attention_heads", heads), ("head_dim", width), ("v_head_dim", v_width))
     for key, value in same:
         other = take(config, f"swa_{key}", value)
@@ -45,8 +45,7 @@ def _read(config: Json, draft: Json) -> None:
         "v_head_dim": v_width,
         "qkv_bias": bool(config.pop("attention_bias", False)),
     }
-    scale = config.pop("attention_value_scale", 0.707)
-    attention["value_scale"] = 1.0 if scale is None else scale
+    attention["value_scale"] = config.pop("attention_value_scale")
     full = {**attention, "num_kv_heads": kv_heads, "rope": dict(attention["rope"])}
     sliding = {**full, "num_kv_heads": take(config, "swa_num_key_value_heads", 2 * kv_heads)}
     sliding |= {"window": _window(config), "rope": dict(attention["rope"])}
@@ -65,7 +64,7 @@ def _read(config: Json, draft: Json) -> None:
 
 def _window(config: Json) -> int:
     """Positions that a query sees, its own included."""
-    before, including = config.pop("sliding_window_size", None), take(config, "sliding_window", 129)
+    before, including = config.pop("sliding_window_size", None), take(config, "sliding_window")
     return including if before is None else before + 1
 
 
@@ -75,7 +74,8 @@ def _read_ropes(config: Json, full: Json, sliding: Json) -> None:
     thetas = take(config, "rope_theta", 5_000_000.0), take(config, "swa_rope_theta", 10_000.0)
     for (name, mixer), theta in zip(_kinds(full, sliding).items(), thetas, strict=True):
         given = by_kind.pop(name, None) or {"rope_theta": theta, "partial_rotary_factor": share}
-        read_rope({"rope_parameters": given}, mixer, mixer["head_dim"], partial=_PARTIAL)
+        given = {"partial_rotary_factor": _PARTIAL, **given}
+        read_rope({"rope_parameters": given}, mixer, mixer["head_dim"], None)
     if by_kind:
         config["rope_parameters"] = by_kind
 
@@ -114,6 +114,14 @@ def _kinds(full: Any, sliding: Any) -> dict[str, Any]:
     return {"full_attention": full, "sliding_attention": sliding}
 
 
+_DEFAULTS = dict(
+    attention_bias=False, attention_value_scale=0.707, head_dim=192, hidden_act="silu", hidden_size=4096,
+    intermediate_size=16_384, max_position_embeddings=131_072, moe_intermediate_size=2048, n_group=1,
+    n_routed_experts=256, norm_topk_prob=True, num_attention_heads=64, num_experts_per_tok=8,
+    num_hidden_layers=48, num_key_value_heads=4, rms_norm_eps=1e-05, routed_scaling_factor=1.0,
+    sliding_window=129, tie_word_embeddings=False, topk_group=1, v_head_dim=128, vocab_size=152_576,
+)  # fmt: skip
+
 FAMILY = Family(
     name="mimo_v2_flash",
     model_types=("mimo_v2_flash",),
@@ -122,15 +130,17 @@ FAMILY = Family(
         attention=GQAConfig(qk_norm=False),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(routed_scaling_factor=1.0, attention_value_scale=1.0),
     fields=(
         *(replace(f, also=("layernorm_epsilon",)) if f.path == "norm_eps" else f for f in DECODER),
         *GQA,
         Field("n_routed_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("n_group", "router.num_groups", 1),
-        Field("topk_group", "router.top_k_groups", 1),
-        Field("norm_topk_prob", "router.renormalize", True),
-        Field("routed_scaling_factor", "router.routing_scale", 1.0),
+        Field("n_group", "router.num_groups"),
+        Field("topk_group", "router.top_k_groups"),
+        Field("norm_topk_prob", "router.renormalize"),
+        Field("routed_scaling_factor", "router.routing_scale"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
     ),
@@ -147,6 +157,7 @@ FAMILY = Family(
             *SELECTION_BIAS,
         ),
         ignored=("model.mtp.*",),
+        renamed=((".self_attn.sinks", ".self_attn.attention_sink_bias"),),
     ),
     read=_read,
     write=_write,

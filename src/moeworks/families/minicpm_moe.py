@@ -4,7 +4,6 @@ transformers has no class for it: built from the published config and descriptio
 GraniteMoE. Not verified: tensor names against a release itself.
 """
 
-from dataclasses import replace
 from math import sqrt
 
 from moeworks.config.mixers import GQAConfig
@@ -37,18 +36,22 @@ _WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    num_experts_per_tok=2, rms_norm_eps=1e-06, rope_theta=10_000.0, tie_word_embeddings=True,
+)  # fmt: skip
+
 FAMILY = Family(
     name="minicpm_moe",
     model_types=("minicpm",),
     architecture="MiniCPMForCausalLM",
     template=ModelConfig(attention=GQAConfig(qk_norm=False)),
+    defaults=_DEFAULTS,
     fields=(
-        *DECODER[:-1],
-        replace(DECODER[-1], default=True),
+        *DECODER,
         *GQA,
         Field("scale_emb", "embedding_scale"),
         Field("num_experts", "router.num_experts"),
-        Field("num_experts_per_tok", "router.top_k", 2),
+        Field("num_experts_per_tok", "router.top_k"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",), "attention_bias": (False,)},

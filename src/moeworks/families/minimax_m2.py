@@ -6,12 +6,12 @@ from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.errors import check
 from moeworks.families.base import Family, Field, Json
 from moeworks.families.parts import DECODER, GQA, read_gqa, write_gqa
-from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
+from moeworks.families.weights import ATTENTION, MIXTRAL_IN_MEMORY, MIXTRAL_MOE, NORMS, TOP
 
 
 def _read(config: Json, draft: Json) -> None:
     turned, width = config.pop("rotary_dim", None), config.get("head_dim")
-    read_gqa(config, draft, theta=5e6)
+    read_gqa(config, draft)
     if turned is not None and turned != width:
         draft["attention"]["rope"]["dim"] = turned
     kinds = config.pop("attn_type_list", None) or []
@@ -33,7 +33,15 @@ _WEIGHTS = WeightMap(
         Rule("block_sparse_moe.e_score_correction_bias", "mlp.router.expert_bias"),
     ),
     ignored=("model.mtp*",),
+    renamed=MIXTRAL_IN_MEMORY,
 )
+
+_DEFAULTS = dict(
+    head_dim=128, hidden_act="silu", hidden_size=3072, intermediate_size=1536,
+    max_position_embeddings=196_608, num_attention_heads=48, num_experts_per_tok=8, num_hidden_layers=62,
+    num_key_value_heads=8, num_local_experts=256, rms_norm_eps=1e-06, rope_theta=5_000_000.0,
+    router_jitter_noise=0.0, tie_word_embeddings=False, vocab_size=200_064,
+)  # fmt: skip
 
 FAMILY = Family(
     name="minimax_m2",
@@ -43,12 +51,13 @@ FAMILY = Family(
         attention=GQAConfig(qk_norm_kind="flat"),
         router=RouterConfig(score="sigmoid", selection_bias=True),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("num_local_experts", "router.num_experts"),
+        Field("num_local_experts", "router.num_experts", also=("num_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("router_jitter_noise", "router.input_jitter", 0.0),
+        Field("router_jitter_noise", "router.input_jitter"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={

@@ -20,11 +20,13 @@ _YARN = dict(
 
 def _read(config: Json, draft: Json) -> None:
     attention = draft["attention"]
-    given = take(config, "rope_scaling", None) or take(config, "rope_parameters", None) or _YARN
+    given = take(config, "rope_scaling", None) or take(config, "rope_parameters")
     rope = {key: value for key, value in dict(given).items() if key != "max_position_embeddings"}
     # Of the whole head; the rotation here is of the part that turns, and of all of it.
     rope.pop("partial_rotary_factor", None)
     beta, origin = rope.pop("llama_4_scaling_beta", None), rope.get("original_max_position_embeddings")
+    if origin is None and "yarn" in (rope.get("rope_type"), rope.get("type")):
+        origin = draft["max_seq_len"]
     if beta:
         attention |= {"temperature_floor": take({"original": origin}, "original"), "temperature_scale": beta}
     config["rope_parameters"] = rope
@@ -44,11 +46,23 @@ def _write(model: ModelConfig, config: Json) -> None:
     }  # fmt: skip
 
 
+_DEFAULTS = dict(
+    attention_bias=False, first_k_dense_replace=0, hidden_act="silu", hidden_size=4096,
+    intermediate_size=12_288, kv_lora_rank=256, max_position_embeddings=1_048_576,
+    moe_intermediate_size=2048, n_group=1, n_routed_experts=128, n_shared_experts=1, norm_topk_prob=True,
+    num_attention_heads=32, num_experts_per_tok=4, num_hidden_layers=36, q_lora_rank=1024,
+    qk_nope_head_dim=64, qk_rope_head_dim=64, rms_norm_eps=1e-06, rope_interleave=True,
+    rope_parameters=_YARN, rope_theta=10_000.0, routed_scaling_factor=1.0, tie_word_embeddings=False,
+    topk_group=1, v_head_dim=128, vocab_size=131_072,
+)  # fmt: skip
+
 FAMILY = Family(
     name="mistral4",
     model_types=("mistral4",),
     architecture="Mistral4ForCausalLM",
     template=ModelConfig(attention=MLAConfig()),
+    defaults=_DEFAULTS,
+    null=dict(q_lora_rank=None, rope_parameters=_YARN, rope_theta=None),
     fields=(*DECODER, *MLA, *GROUPED_ROUTER),
     fixed={"hidden_act": ("silu",)},
     harmless=HARMLESS_HERE,

@@ -6,20 +6,28 @@ from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
 from moeworks.families.weights import QWEN_MOE
 
+_DEFAULTS = dict(
+    attention_bias=False, clip_qkv=None, hidden_act="silu", hidden_size=2048, intermediate_size=2048,
+    max_position_embeddings=4096, norm_topk_prob=False, num_attention_heads=16, num_experts=64,
+    num_experts_per_tok=8, num_hidden_layers=16, rms_norm_eps=1e-05, rope_theta=10_000.0,
+    tie_word_embeddings=False, vocab_size=50_304,
+)  # fmt: skip
+
 FAMILY = Family(
     name="olmoe",
     model_types=("olmoe",),
     architecture="OlmoeForCausalLM",
     template=ModelConfig(
-        attention=GQAConfig(qk_norm_kind="flat"), router=RouterConfig(renormalize=False), norm_eps=1e-5
+        attention=GQAConfig(qk_norm_kind="flat"), router=RouterConfig(renormalize=False)
     ),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("clip_qkv", "attention.qkv_clip", None),
-        Field("num_experts", "router.num_experts"),
+        Field("clip_qkv", "attention.qkv_clip"),
+        Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},

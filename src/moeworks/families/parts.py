@@ -17,44 +17,44 @@ DECODER = (
     Field("hidden_size", "d_model"),
     Field("num_hidden_layers", "num_layers"),
     Field("max_position_embeddings", "max_seq_len"),
-    Field("rms_norm_eps", "norm_eps", 1e-6),
-    Field("tie_word_embeddings", "tie_embeddings", False),
+    Field("rms_norm_eps", "norm_eps"),
+    Field("tie_word_embeddings", "tie_embeddings"),
 )
 GQA = (Field("num_attention_heads", "attention.num_heads"),)
 GROUPED_ROUTER = (
-    Field("n_routed_experts", "router.num_experts"),
+    Field("n_routed_experts", "router.num_experts", also=("num_local_experts",)),
     Field("num_experts_per_tok", "router.top_k"),
-    Field("n_group", "router.num_groups", 1),
-    Field("topk_group", "router.top_k_groups", 1),
-    Field("norm_topk_prob", "router.renormalize", True),
-    Field("routed_scaling_factor", "router.routing_scale", 1.0),
+    Field("n_group", "router.num_groups"),
+    Field("topk_group", "router.top_k_groups"),
+    Field("norm_topk_prob", "router.renormalize"),
+    Field("routed_scaling_factor", "router.routing_scale"),
     Field("moe_intermediate_size", "experts.d_expert"),
     Field("intermediate_size", "mlp.d_ff"),
-    Field("n_shared_experts", "shared.num_shared_experts", 0),
-    Field("first_k_dense_replace", "pattern.first_dense", 0),
+    Field("n_shared_experts", "shared.num_shared_experts"),
+    Field("first_k_dense_replace", "pattern.first_dense"),
 )
 """The router, experts and pattern of DeepSeek-V3 and those that follow it."""
 MLA = (
     Field("num_attention_heads", "attention.num_heads"),
-    Field("q_lora_rank", "attention.q_lora_rank", None),
+    Field("q_lora_rank", "attention.q_lora_rank"),
     Field("kv_lora_rank", "attention.kv_lora_rank"),
     Field("qk_nope_head_dim", "attention.nope_head_dim"),
     Field("qk_rope_head_dim", "attention.rope_head_dim"),
     Field("v_head_dim", "attention.v_head_dim"),
-    Field("attention_bias", "attention.bias", False),
+    Field("attention_bias", "attention.bias"),
 )
 
 
-def read_gqa(config: Json, draft: Json, *, theta: float = 10_000.0, partial: float = 1.0) -> None:
-    """Key/value heads, the width of a head and the rotation; `theta` and `partial` where none are given."""
+def read_gqa(config: Json, draft: Json) -> None:
+    """Key/value heads, the width of a head and the rotation."""
     attention = draft["attention"]
     attention["num_kv_heads"] = take(config, "num_key_value_heads", attention["num_heads"])
     attention["head_dim"] = take(config, "head_dim", None)
-    read_rope(config, attention, _head_dim(draft), theta=theta, partial=partial)
+    read_rope(config, attention, _head_dim(draft), draft["max_seq_len"])
 
 
 def read_biased_gqa(config: Json, draft: Json) -> None:
-    """The same, and biases on all four projections or on none."""
+    """Everything that `read_gqa` reads, and biases on all four projections or on none."""
     read_gqa(config, draft)
     attention = draft["attention"]
     attention["qkv_bias"] = attention["output_bias"] = bool(config.pop("attention_bias", False))
@@ -96,7 +96,7 @@ def mla(model: ModelConfig, mixer: MixerConfig | None = None) -> MLAConfig:
 
 _SCALING_NAMES = {
     "default": "none", "linear": "linear", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
-    "su": "longrope", "dynamic": "ntk_alpha",
+    "su": "longrope", "dynamic": "none",
 }  # fmt: skip
 _SCALING_FIELDS = {
     "linear": ("factor",),
@@ -112,6 +112,12 @@ _SCALING_FIELDS = {
     "none": (),
     "ntk_alpha": ("factor",),
 }  # fmt: skip
+_REQUIRED = {
+    "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"), "su": ("short_factor", "long_factor"),
+}  # fmt: skip
+"""What a scaling must say."""
 _RENAMED = {
     "original_max_seq_len": "original_max_position_embeddings",
     "short_factors": "short_factor",
@@ -119,34 +125,40 @@ _RENAMED = {
 }
 
 
-def read_rope(
-    config: Json, mixer: Json, head_dim: int, *, theta: float = 10_000.0, partial: float = 1.0
-) -> None:
-    """The rotation of one mixer of the draft from either spelling."""
-    old = take(config, "rope_scaling", {})
-    given: Json = dict(old) or dict(take(config, "rope_parameters", {}))
-    config.pop("rope_parameters", None)
-    mixer["rope_theta"] = float(given.pop("rope_theta", None) or take(config, "rope_theta", theta))
-    config.pop("rope_theta", None)
-    share = given.pop("partial_rotary_factor", None)
-    share = take(config, "partial_rotary_factor", partial) if share is None else share
-    config.pop("partial_rotary_factor", None)
+def read_rope(config: Json, mixer: Json, head_dim: int, context: int | None) -> None:
+    """The rotation of one mixer of the draft from either spelling.
+
+    `context` is the original one where a scaling does not say it; None: it must.
+    """
+    old, new = take(config, "rope_scaling", {}), take(config, "rope_parameters", {})
+    given: Json = dict(old or new)
+    theta, share = config.pop("rope_theta", None), take(config, "partial_rotary_factor", 1.0)
+    mixer["rope_theta"] = float(take({"rope_theta": given.pop("rope_theta", theta)}, "rope_theta"))
     rope: Json = mixer["rope"]
-    if (turned := int(head_dim * share)) != head_dim:
+    if (turned := int(head_dim * take(given, "partial_rotary_factor", share))) != head_dim:
         rope["dim"] = turned
-    name = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    if name not in _SCALING_NAMES or name == "dynamic":
+    older = given.pop("type", "default")
+    name = given.pop("rope_type", older)
+    if name not in _SCALING_NAMES:
         raise ConfigError(f"rope_scaling.rope_type = {name!r}: unknown; {nearest(name, _SCALING_NAMES)}")
+    for key in _REQUIRED.get(name, ()):
+        rule = f"missing; rope_type = {name!r} needs it"
+        if given.get(key) is None:
+            raise ConfigError(f"rope_scaling.{key}: {rule}")
+    if name == "dynamic":
+        # The base grows with texts longer than max_position_embeddings, which no model here accepts.
+        given.pop("factor")
     rope["scaling"] = scaling = _SCALING_NAMES[name]
+    outside = config.pop("original_max_position_embeddings", None)
+    if scaling in ("yarn", "llama3", "longrope"):
+        origin = outside or take(given, "original_max_position_embeddings", context, null=False)
+        given["original_max_position_embeddings"] = origin
+        if scaling == "longrope" and given.get("factor") is None and context is not None:
+            given["factor"] = context / origin
     for entry in _SCALING_FIELDS[scaling]:
         value = given.pop(_RENAMED.get(entry, entry), None)
         if value is not None:
             rope[entry] = value
-    if scaling in ("yarn", "llama3", "longrope"):
-        outside = config.pop("original_max_position_embeddings", None)
-        if outside is not None:
-            rope["original_max_seq_len"] = outside
     rest = {key: value for key, value in given.items() if value is not None and not _is_unused(key, scaling)}
     check(not rest, "rope_scaling", rest, f"not parameters of rope_type = {name!r}")
 
@@ -166,7 +178,7 @@ def write_rope(theta: float, rope: RopeConfig, config: Json, head_dim: int) -> N
         config["partial_rotary_factor"] = nextafter(share, 1) if int(head_dim * share) < rope.dim else share
     if rope.scaling == "none":
         return
-    name = next(name for name, scaling in _SCALING_NAMES.items() if scaling == rope.scaling)
+    name = "dynamic" if rope.scaling == "ntk_alpha" else rope.scaling
     written: Json = {"rope_type": name}
     for entry in _SCALING_FIELDS[rope.scaling]:
         value = getattr(rope, entry)

@@ -11,7 +11,7 @@ from moeworks.config.model import ModelConfig, NormConfig, RouterConfig
 from moeworks.config.weight_rules import Rule, WeightMap
 from moeworks.families.base import Family, Field
 from moeworks.families.parts import DECODER, GQA, read_biased_gqa, write_biased_gqa
-from moeworks.families.weights import ATTENTION, MIXTRAL_MOE, NORMS, TOP
+from moeworks.families.weights import ATTENTION, MIXTRAL_IN_MEMORY, MIXTRAL_MOE, NORMS, TOP
 
 _WEIGHTS = WeightMap(
     top=(
@@ -26,6 +26,7 @@ _WEIGHTS = WeightMap(
         *ATTENTION,
         *MIXTRAL_MOE,
     ),
+    renamed=((".mlp.router.", ".mlp.gate."), *MIXTRAL_IN_MEMORY),
 )
 
 _LONG = (
@@ -57,6 +58,13 @@ _LONGROPE = dict(
     short_mscale=1.243163121016122, long_factor=list(_LONG), short_factor=list(_SHORT),
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=6400, lm_head_bias=False,
+    max_position_embeddings=131_072, num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32,
+    num_key_value_heads=8, num_local_experts=16, rms_norm_eps=1e-05, rope_theta=1_000_000.0,
+    router_jitter_noise=0.01, sliding_window=None, tie_word_embeddings=False, vocab_size=32_064,
+)  # fmt: skip
+
 FAMILY = Family(
     name="phimoe",
     model_types=("phimoe",),
@@ -66,14 +74,15 @@ FAMILY = Family(
         norm=NormConfig(kind="layer", bias=True),
         router=RouterConfig(score="sparsemixer", renormalize=False),
     ),
+    defaults=_DEFAULTS,
     fields=(
         *DECODER,
         *GQA,
-        Field("lm_head_bias", "lm_head_bias", False),
-        Field("sliding_window", "attention.window", None),
+        Field("lm_head_bias", "lm_head_bias"),
+        Field("sliding_window", "attention.window"),
         Field("num_local_experts", "router.num_experts"),
-        Field("num_experts_per_tok", "router.top_k", 2),
-        Field("router_jitter_noise", "router.sparsemixer_eps", 0.01),
+        Field("num_experts_per_tok", "router.top_k"),
+        Field("router_jitter_noise", "router.sparsemixer_eps"),
         Field("intermediate_size", "experts.d_expert"),
     ),
     fixed={"hidden_act": ("silu",)},

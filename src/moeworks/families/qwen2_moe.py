@@ -21,9 +21,9 @@ def _read(config: Json, draft: Json) -> None:
     read_gqa(config, draft)
     read_moe_layers(config, draft)
     windowed, window = config.pop("use_sliding_window", False), config.pop("sliding_window", None)
-    last = take(config, "max_window_layers", 28)
+    last = take(config, "max_window_layers")
     default = [bool(windowed) and i % 2 == 0 and i < last for i in range(draft["num_layers"])]
-    read_windows(config, draft, default=default, window=window or None)
+    read_windows(config, draft, default=default, window=(windowed and window) or None)
 
 
 def _write(model: ModelConfig, config: Json) -> None:
@@ -45,6 +45,15 @@ WEIGHTS = WeightMap(
     ),
 )
 
+_DEFAULTS = dict(
+    decoder_sparse_step=1, hidden_act="silu", hidden_size=2048, intermediate_size=5632,
+    max_position_embeddings=32_768, max_window_layers=28, moe_intermediate_size=1408, norm_topk_prob=False,
+    num_attention_heads=16, num_experts=60, num_experts_per_tok=4, num_hidden_layers=24,
+    num_key_value_heads=16, qkv_bias=True, rms_norm_eps=1e-06, rope_theta=10_000.0,
+    shared_expert_intermediate_size=5632, sliding_window=4096, tie_word_embeddings=False,
+    use_sliding_window=False, vocab_size=151_936,
+)  # fmt: skip
+
 FAMILY = Family(
     name="qwen2_moe",
     model_types=("qwen2_moe",),
@@ -54,13 +63,15 @@ FAMILY = Family(
         router=RouterConfig(renormalize=False),
         shared=SharedExpertsConfig(num_shared_experts=1, shared_token_gate=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(sliding_window=None),
     fields=(
         *DECODER,
         *GQA,
-        Field("qkv_bias", "attention.qkv_bias", True),
+        Field("qkv_bias", "attention.qkv_bias"),
         Field("num_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
         Field("shared_expert_intermediate_size", "shared.d_shared"),

@@ -30,11 +30,22 @@ def _read(config: Json, draft: Json) -> None:
     read_mixers(config, draft)
 
 
+_DEFAULTS = dict(
+    attention_bias=False, full_attention_interval=4, head_dim=256, hidden_act="silu", hidden_size=2048,
+    linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=32,
+    linear_value_head_dim=128, max_position_embeddings=32_768, moe_intermediate_size=512,
+    num_attention_heads=16, num_experts=256, num_experts_per_tok=8, num_hidden_layers=40,
+    num_key_value_heads=2, partial_rotary_factor=0.25, rms_norm_eps=1e-06, rope_theta=10_000.0,
+    shared_expert_intermediate_size=512, tie_word_embeddings=False, vocab_size=248_320,
+)  # fmt: skip
+
 FAMILY = Family(
     name="qwen3_5_moe",
     model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
     architecture="Qwen3_5MoeForCausalLM",
     template=NEXT.template,
+    defaults=_DEFAULTS,
+    null=dict(partial_rotary_factor=1.0),
     fields=tuple(f for f in NEXT.fields if f.key not in ("norm_topk_prob", "intermediate_size")),
     fixed={"hidden_act": ("silu",), "attn_output_gate": (True,), "norm_topk_prob": (True,)},
     harmless=frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"}),

@@ -35,17 +35,27 @@ _BOTH = dict(
     num_key_value_heads=4, rms_norm_eps=1e-6, rope_theta=1e6, vocab_size=151_936,
 )  # fmt: skip
 
+_DEFAULTS = dict(
+    attention_bias=False, decoder_sparse_step=1, hidden_act="silu", hidden_size=2048,
+    intermediate_size=6144, max_position_embeddings=32_768, moe_intermediate_size=768, norm_topk_prob=False,
+    num_attention_heads=32, num_experts=128, num_experts_per_tok=8, num_hidden_layers=24,
+    num_key_value_heads=4, rms_norm_eps=1e-06, rope_theta=10_000.0, sliding_window=4096,
+    tie_word_embeddings=False, use_sliding_window=False, vocab_size=151_936,
+)  # fmt: skip
+
 FAMILY = Family(
     name="qwen3_moe",
     model_types=("qwen3_moe",),
     architecture="Qwen3MoeForCausalLM",
     template=ModelConfig(attention=GQAConfig()),
+    defaults=_DEFAULTS,
+    null=dict(sliding_window=None),
     fields=(
         *DECODER,
         *GQA,
         Field("num_experts", "router.num_experts", also=("num_local_experts",)),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", False),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
     ),

@@ -26,10 +26,10 @@ def read_mixers(config: Json, draft: Json) -> None:
     full = mixer_draft(GQAConfig(output_gate=True))
     full["num_heads"] = take(config, "num_attention_heads")
     full["num_kv_heads"] = take(config, "num_key_value_heads", full["num_heads"])
-    full["head_dim"] = take(config, "head_dim", 256)
+    full["head_dim"] = take(config, "head_dim")
     full["qkv_bias"] = full["output_bias"] = bool(config.pop("attention_bias", False))
-    read_rope(config, full, full["head_dim"], partial=0.25)
-    interval = take(config, "full_attention_interval", 4)
+    read_rope(config, full, full["head_dim"], draft["max_seq_len"])
+    interval = take(config, "full_attention_interval")
     default = [_KINDS[(i + 1) % interval == 0] for i in range(draft["num_layers"])]
     kinds = take(config, "layer_types", default)
     for kind in kinds:
@@ -133,6 +133,16 @@ def _write(model: ModelConfig, config: Json) -> None:
     write_mixers(model, config)
 
 
+_DEFAULTS = dict(
+    attention_bias=False, decoder_sparse_step=1, full_attention_interval=4, head_dim=256, hidden_act="silu",
+    hidden_size=2048, intermediate_size=5632, linear_conv_kernel_dim=4, linear_key_head_dim=128,
+    linear_num_key_heads=16, linear_num_value_heads=32, linear_value_head_dim=128,
+    max_position_embeddings=32_768, moe_intermediate_size=512, norm_topk_prob=True, num_attention_heads=16,
+    num_experts=512, num_experts_per_tok=10, num_hidden_layers=48, num_key_value_heads=2,
+    partial_rotary_factor=0.25, rms_norm_eps=1e-06, rope_theta=10_000.0,
+    shared_expert_intermediate_size=512, tie_word_embeddings=False, vocab_size=151_936,
+)  # fmt: skip
+
 FAMILY = Family(
     name="qwen3_next",
     model_types=("qwen3_next",),
@@ -142,16 +152,18 @@ FAMILY = Family(
         norm=NormConfig(zero_centred=True),
         shared=SharedExpertsConfig(num_shared_experts=1, shared_token_gate=True),
     ),
+    defaults=_DEFAULTS,
+    null=dict(partial_rotary_factor=1.0),
     fields=(
         *DECODER,
         Field("linear_num_key_heads", "attention.num_key_heads"),
         Field("linear_num_value_heads", "attention.num_value_heads"),
         Field("linear_key_head_dim", "attention.key_head_dim"),
         Field("linear_value_head_dim", "attention.value_head_dim"),
-        Field("linear_conv_kernel_dim", "attention.conv_kernel", 4),
+        Field("linear_conv_kernel_dim", "attention.conv_kernel"),
         Field("num_experts", "router.num_experts"),
         Field("num_experts_per_tok", "router.top_k"),
-        Field("norm_topk_prob", "router.renormalize", True),
+        Field("norm_topk_prob", "router.renormalize"),
         Field("moe_intermediate_size", "experts.d_expert"),
         Field("intermediate_size", "mlp.d_ff"),
         Field("shared_expert_intermediate_size", "shared.d_shared"),

@@ -100,7 +100,7 @@ def experts(
 
 
 def experts_fused(theirs: str) -> Either:
-    """The same, written fused: for classes of transformers that read nothing else."""
+    """Routed experts in either layout, written fused: for classes of transformers that read nothing else."""
     apart, fused = experts(theirs).options
     return Either((fused, apart))
 
@@ -119,6 +119,8 @@ MIXTRAL_MOE: Rules = (
     Rule("block_sparse_moe.gate.weight", "mlp.router.weight"),
     experts("block_sparse_moe.experts", W123),
 )
+MIXTRAL_IN_MEMORY = ((".mlp.", ".block_sparse_moe."),)
+"""What transformers calls the block of experts."""
 MTP: Rules = (
     Rule("enorm.weight", "embed_norm.weight"),
     Rule("hnorm.weight", "hidden_norm.weight"),
@@ -129,7 +131,7 @@ MTP_COPIES = ("model.layers.*.embed_tokens.weight", "model.layers.*.shared_head.
 """Copies of the embedding and the output projection in published MTP layers."""
 
 LLAMA = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE))
-MIXTRAL = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *MIXTRAL_MOE))
+MIXTRAL = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *MIXTRAL_MOE), renamed=MIXTRAL_IN_MEMORY)
 QWEN_MOE = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE, *MOE))
 DEEPSEEK_V1 = WeightMap(top=TOP, layer=(*NORMS, *ATTENTION, *DENSE, *MOE, *SHARED))
 DEEPSEEK = WeightMap(

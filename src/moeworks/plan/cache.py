@@ -20,7 +20,7 @@ def cache_bytes(model: ModelConfig, context: int, bytes_per_value: float, ranks:
     Heads divide; what is one head does not: MLA's latent lies on every device, and a key/value head on
     several when there are fewer heads than devices. On one device it is config.count.count_cache_bytes.
     """
-    return math.ceil(_values(model, context, ranks, read=False) * bytes_per_value)
+    return math.ceil(_cache_bytes(model, context, bytes_per_value, ranks, read=False))
 
 
 def cache_read_bytes(model: ModelConfig, context: int, bytes_per_value: float, ranks: int = 1) -> float:
@@ -28,7 +28,7 @@ def cache_read_bytes(model: ModelConfig, context: int, bytes_per_value: float, r
 
     All that is kept, but of a sparse attention (DeepSeek-V3.2) the scorer's keys and only the chosen latents.
     """
-    return _values(model, context, ranks, read=True) * bytes_per_value
+    return _cache_bytes(model, context, bytes_per_value, ranks, read=True)
 
 
 def cache_heads(mixer: MixerConfig) -> int:
@@ -67,8 +67,10 @@ def bounded(length: int, limit: int | None) -> int:
     return length if limit is None else min(length, limit)
 
 
-def _values(model: ModelConfig, context: int, ranks: int, *, read: bool) -> float:
-    values = 0.0
+def _cache_bytes(
+    model: ModelConfig, context: int, bytes_per_value: float, ranks: int, *, read: bool
+) -> float:
+    total = 0.0
     for mixer, count, layers in mixer_counts(model):
         heads, kept = cache_heads(mixer), bounded(context, count.cache_reach)
         if read:
@@ -76,8 +78,9 @@ def _values(model: ModelConfig, context: int, ranks: int, *, read: bool) -> floa
             held = (count.cached - scorer) * bounded(kept, count.reach) + scorer * kept
         else:
             held = count.cached * kept
-        values += layers * (held + count.state) * math.ceil(heads / ranks) / heads
-    return values
+        share = math.ceil(heads / ranks) / heads
+        total += layers * share * (held * bytes_per_value + count.state_bytes)
+    return total
 
 
 def _scorer_values(mixer: MixerConfig) -> int:

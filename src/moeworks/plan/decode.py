@@ -28,7 +28,7 @@ class StepBytes:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Bytes of experts, other weights and cache."""
         return self.experts + self.other_weights + self.cache
 
 
@@ -41,13 +41,13 @@ class DecodeSpeed:
     flops: float
     """FLOPs that it computes."""
     memory_seconds: float
-    """At full bandwidth."""
+    """Seconds that the reads take at full bandwidth."""
     compute_seconds: float | None
-    """At peak FLOP/s; None when the device's are not known."""
+    """Seconds that the FLOPs take at peak rate; None when the device's is not known."""
     step_seconds: float
     """The larger of the two: at least this long."""
     tokens_per_second: float
-    """Of the whole batch, at most."""
+    """Upper bound of the whole batch's tokens per second."""
     tokens_per_second_per_sequence: float
     bound: Bound
     """What takes the time: arithmetic, or the largest part of what is read."""

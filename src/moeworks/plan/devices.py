@@ -149,5 +149,10 @@ def with_memory(device: Device | None, memory: int | None, parameters: int | Non
     `memory` is in bytes, `parameters` says instead how many parameters it holds; raises ConfigError unless
     exactly one of them is given.
     """
-    check((memory is None) != (parameters is None), "gpu_memory", memory, "goes not with parameters")
+    check(
+        (memory is None) != (parameters is None),
+        "gpu_memory",
+        memory,
+        "give this or parameters, not both",
+    )
     return replace(device or Device(name="free values"), memory=memory, parameters=parameters)

@@ -34,11 +34,11 @@ class ParameterFigures:
     active_without_embedding_and_lm_head: int
     """`active` without both (Kaplan et al. 2020)."""
     active_experts: int
-    """Of the routed experts, those of one token."""
+    """Parameters of the routed experts that one token uses."""
     components: dict[str, int]
     """embedding, attention, norms, dense_mlp, router, experts, shared, lm_head: they sum to `total`."""
     mtp: int
-    """Of the multi-token prediction layers."""
+    """Parameters of the multi-token prediction layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class FlopsFigures:
     """FLOPs, in the conventions of moeworks.config.count and moeworks.plan.compute."""
 
     context: int
-    """Tokens that they are for."""
+    """Length of the sequences, in tokens."""
     decode_per_token: int
     """To decode token number `context`."""
     prefill_per_token: float
@@ -54,7 +54,7 @@ class FlopsFigures:
     training_per_token: int
     """Forward and backward in sequences of `context` tokens, masked pairs counted."""
     training_per_token_causal: float
-    """The same, masked pairs left out."""
+    """Forward and backward in sequences of `context` tokens, masked pairs left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,5 +15,5 @@ def mixers_of(model: ModelConfig) -> list[tuple[MixerConfig, int]]:
 
 
 def mixer_counts(model: ModelConfig) -> list[tuple[MixerConfig, MixerCount, int]]:
-    """The same, with what each mixer holds and does in one layer."""
+    """Each mixer that some layer has, what it holds and does in one layer, and in how many layers."""
     return [(mixer, count_mixer(mixer, model.d_model), layers) for mixer, layers in mixers_of(model)]

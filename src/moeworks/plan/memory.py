@@ -78,7 +78,7 @@ class DeviceLoad:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of weights, cache and activations."""
         return self.weights + self.cache + self.activations
 
 
@@ -123,7 +123,7 @@ def devices_needed(work: Workload, split: Split, usable: float) -> int | None:
     candidates = allowed_devices(work.model, split, work.batch)
     if isinstance(candidates, list):
         return next((n for n in candidates if device_load(work, split, n).total <= usable), None)
-    return _first(lambda n: device_load(work, split, n).total <= usable, candidates)
+    return _smallest(lambda n: device_load(work, split, n).total <= usable, candidates)
 
 
 def allowed_devices(model: ModelConfig, split: Split, batch: int) -> list[int] | int:
@@ -141,7 +141,7 @@ def allowed_devices(model: ModelConfig, split: Split, batch: int) -> list[int] |
 
 def most_sequences(work: Workload, split: Split, devices: int, usable: float) -> int:
     """The most sequences of `work.context` tokens that `devices` devices hold beside the weights."""
-    overflow = _first(
+    overflow = _smallest(
         lambda n: device_load(replace(work, batch=n), split, devices).total > usable, MOST_SEQUENCES
     )
     return MOST_SEQUENCES if overflow is None else overflow - 1
@@ -161,7 +161,7 @@ def _part(total: int, parts: int) -> int:
     return -(-total // parts)
 
 
-def _first(holds: Callable[[int], bool], last: int) -> int | None:
+def _smallest(holds: Callable[[int], bool], last: int) -> int | None:
     """The smallest of 1 .. last for which `holds`, which stays true from there on; None without one."""
     if not holds(last):
         return None

@@ -102,16 +102,16 @@ class Traffic:
     per_token: float
     """Expected distinct places of a token's experts, with the router's limit."""
     per_token_unlimited: float
-    """The same for a router without groups."""
+    """Expected distinct places of a token's experts, for a router without groups."""
     limit: int
     """Most places that a token can use: top_k, or what the kept groups lie on."""
     bytes_per_token_layer: float
-    """Sent per token and MoE layer, dispatch and combine, without the local share."""
+    """Bytes sent per token and MoE layer, dispatch and combine, without the local share."""
     bytes_per_token_layer_unlimited: float
     bytes_per_token_layer_per_expert: float
-    """The same when every chosen expert gets a copy of its own (no deduplication by place)."""
+    """Bytes sent per token and MoE layer when every chosen expert gets a copy of its own."""
     bytes_per_token: float
-    """Over all MoE layers, with the router's limit."""
+    """Bytes sent per token over all MoE layers, with the router's limit."""
 
 
 def expert_traffic(

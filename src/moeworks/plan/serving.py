@@ -106,7 +106,7 @@ class ServingPlan:
     traffic_devices: Traffic | None
     """Expert-parallel traffic when every device holds its share of experts; None on one device."""
     traffic_nodes: Traffic | None
-    """The same between nodes of devices_per_node devices; None within one node."""
+    """Expert-parallel traffic between nodes of devices_per_node devices; None within one node."""
     exchange_seconds: float | None
     """What a decode step's traffic takes at full link speed; None between nodes, or without that speed."""
 

@@ -24,20 +24,20 @@ class TrainingPlan:
     mfu: float
     """Share of the devices' peak bf16 FLOP/s that the model's FLOPs reach, masked pairs counted."""
     flops_per_token: int
-    """Forward and backward, all pairs of positions (PaLM, appendix B)."""
+    """FLOPs per token, forward and backward, of all pairs of positions (PaLM, appendix B)."""
     flops_per_token_causal: float
-    """The same without masked pairs."""
+    """FLOPs per token, forward and backward, without masked pairs."""
     flops: float
-    """Of the whole run."""
+    """FLOPs of the whole run."""
     device_seconds: float
-    """Of all devices together."""
+    """Seconds of all devices, added up."""
     seconds: float
-    """From start to end."""
+    """Seconds from start to end."""
     tokens_per_second: float
     price_per_hour: float | None
-    """Of one device."""
+    """Price of one device for one hour."""
     cost: float | None
-    """Of the run, in the price's currency; None without a price."""
+    """Cost of the run, in the price's currency; None without a price."""
     state_bytes: int
     """Weights, gradients and optimizer state, 16 bytes per parameter with MTP layers."""
     devices_for_state: int | None

@@ -31,7 +31,7 @@ class Matrix:
 
     @property
     def entries(self) -> int:
-        """Parameters of all of them."""
+        """Parameters of all `count` matrices."""
         return self.count * self.rows * self.columns
 
 
@@ -50,7 +50,7 @@ class WeightBytes:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all components."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
