@@ -38,6 +38,10 @@ class Experts(nn.Module):
             else:
                 init_matrix_(parameter)
 
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.down_proj,)
+
     def forward(self, x_TD: Tensor, routing: Routing, shared: SharedWeights | None = None) -> Tensor:
         """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moeworks.config.mixers import GatedDeltaConfig
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import RMSNorm
 from moeworks.ops.delta import DeltaInputs, causal_conv, gated_delta
@@ -34,20 +35,20 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         self.mixer = mixer
         channels, heads = 2 * mixer.key_width + mixer.value_width, mixer.num_value_heads
-        self.qkv_proj = nn.Linear(config.d_model, channels, bias=False)
+        self.qkv_proj = make_linear(config.d_model, channels)
         self.gate_latent_proj = self.decay_latent_proj = None
         if mixer.latent_rank is not None:
-            self.gate_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
-            self.decay_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
+            self.gate_latent_proj = make_linear(config.d_model, mixer.latent_rank)
+            self.decay_latent_proj = make_linear(config.d_model, mixer.latent_rank)
         source = mixer.latent_rank or config.d_model
-        self.gate_proj = nn.Linear(source, mixer.value_width, bias=False)
-        self.beta_proj = nn.Linear(config.d_model, heads, bias=False)
-        self.decay_proj = nn.Linear(source, mixer.num_decays, bias=False)
+        self.gate_proj = make_linear(source, mixer.value_width)
+        self.beta_proj = make_linear(config.d_model, heads)
+        self.decay_proj = make_linear(source, mixer.num_decays)
         self.conv = nn.Parameter(torch.empty(channels, mixer.conv_kernel))
         self.decay_bias = nn.Parameter(torch.empty(mixer.num_decays))
         self.log_rate = nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(mixer.value_head_dim, eps=config.norm_eps)
-        self.o_proj = nn.Linear(mixer.value_width, config.d_model, bias=False)
+        self.o_proj = make_linear(mixer.value_width, config.d_model)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -57,6 +58,10 @@ class GatedDeltaNet(nn.Module):
         nn.init.uniform_(self.conv, -bound, bound)
         nn.init.ones_(self.decay_bias)
         self.log_rate.uniform_(0.01, 16).log_()
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.o_proj.weight,)
 
     def forward(self, x_BLD: Tensor, inputs: MixerInputs, cache: RecurrentCache | None = None) -> Tensor:
         """y [B, L, D]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moeworks.config.mixers import IndexerConfig, MLAConfig
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import RMSNorm
 from moeworks.layers.rope import apply_rope, yarn_mscale
@@ -42,16 +43,16 @@ class MLAttention(nn.Module):
         width, heads, eps = config.d_model, mixer.num_heads, mixer.latent_eps
         queries = heads * mixer.qk_head_dim
         if mixer.q_lora_rank is None:
-            self.q_proj = nn.Linear(width, queries, bias=False)
+            self.q_proj = make_linear(width, queries)
         else:
-            self.q_a_proj = nn.Linear(width, mixer.q_lora_rank, bias=mixer.bias)
+            self.q_a_proj = make_linear(width, mixer.q_lora_rank, bias=mixer.bias)
             self.q_a_norm = RMSNorm(mixer.q_lora_rank, eps=eps)
-            self.q_b_proj = nn.Linear(mixer.q_lora_rank, queries, bias=False)
-        self.kv_a_proj = nn.Linear(width, mixer.kv_lora_rank + mixer.rope_head_dim, bias=mixer.bias)
+            self.q_b_proj = make_linear(mixer.q_lora_rank, queries)
+        self.kv_a_proj = make_linear(width, mixer.kv_lora_rank + mixer.rope_head_dim, bias=mixer.bias)
         self.kv_a_norm = RMSNorm(mixer.kv_lora_rank, eps=eps)
         expanded = heads * (mixer.nope_head_dim + mixer.v_head_dim)
-        self.kv_b_proj = nn.Linear(mixer.kv_lora_rank, expanded, bias=False)
-        self.o_proj = nn.Linear(heads * mixer.v_head_dim, width, bias=mixer.bias)
+        self.kv_b_proj = make_linear(mixer.kv_lora_rank, expanded)
+        self.o_proj = make_linear(heads * mixer.v_head_dim, width, bias=mixer.bias)
         self.scale = _scale(mixer)
         self.q_scale = self.latent_scale = 1.0
         if mixer.scale_latents and mixer.q_lora_rank is not None:
@@ -60,6 +61,10 @@ class MLAttention(nn.Module):
         self.indexer = None
         if mixer.own_indexer is not None:
             self.indexer = Indexer(config, mixer, mixer.own_indexer)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.o_proj.weight,)
 
     def forward(
         self,
@@ -149,10 +154,10 @@ class Indexer(nn.Module):
         super().__init__()
         assert mixer.q_lora_rank is not None
         self.index, self.turned = index, mixer.rope_head_dim
-        self.q_proj = nn.Linear(mixer.q_lora_rank, index.num_heads * index.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.d_model, index.head_dim, bias=False)
+        self.q_proj = make_linear(mixer.q_lora_rank, index.num_heads * index.head_dim)
+        self.k_proj = make_linear(config.d_model, index.head_dim)
         self.k_norm = nn.LayerNorm(index.head_dim, eps=_INDEXER_EPS)
-        self.weights_proj = nn.Linear(config.d_model, index.num_heads, bias=False)
+        self.weights_proj = make_linear(config.d_model, index.num_heads)
 
     @torch.no_grad()
     def key(self, x_BLD: Tensor, inputs: MixerInputs) -> Tensor:

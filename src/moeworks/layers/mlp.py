@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from moeworks.config.model import GATED, Activation
+from moeworks.layers.init import make_linear
 from moeworks.ops.activations import activate
 
 
@@ -13,10 +14,14 @@ class MLP(nn.Module):
         super().__init__()
         self.activation: Activation = activation
         if activation in GATED:
-            self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=bias)
+            self.gate_up_proj = make_linear(d_model, 2 * d_ff, bias=bias)
         else:
-            self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+            self.up_proj = make_linear(d_model, d_ff, bias=bias)
+        self.down_proj = make_linear(d_ff, d_model, bias=bias)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.down_proj.weight,)
 
     def plain_weights(self) -> tuple[Tensor, Tensor] | None:
         """The weights [2F, D] (or [F, D]) and [D, F] if this block is nothing but them.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moeworks.config.model import MoEConfig
 from moeworks.errors import check
 from moeworks.layers.experts import Experts
+from moeworks.layers.init import make_linear
 from moeworks.layers.mlp import MLP
 from moeworks.layers.replay import replayed
 from moeworks.layers.routers import RouterFunction, build_router, own_router
@@ -47,7 +48,12 @@ class MoE(nn.Module):
         if config.num_shared_experts:
             self.shared = MLP(config.d_model, config.shared_width, config.activation)
             if config.shared_token_gate:
-                self.shared_token_gate = nn.Linear(config.d_model, 1, bias=False)
+                self.shared_token_gate = make_linear(config.d_model, 1)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream: those of the routed and of the shared experts."""
+        shared = () if self.shared is None else self.shared.residual_projections()
+        return (*self.experts.residual_projections(), *shared)
 
     def forward(
         self,

@@ -91,6 +91,16 @@ class Block(nn.Module):
             self.attention_post_norm = make_norm(config, config.d_model)
             self.mlp_post_norm = make_norm(config, config.d_model)
 
+    @property
+    def moe(self) -> MoE | None:
+        """The block's MoE layer; None in a dense block."""
+        return self.mlp if isinstance(self.mlp, MoE) else self.shortcut
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        parts = (self.attention, self.mlp, *(() if self.shortcut is None else (self.shortcut,)))
+        return tuple(weight for part in parts for weight in part.residual_projections())
+
     def forward(
         self,
         x_BLD: Tensor,
@@ -155,7 +165,10 @@ def _with_context(routing: Routing, context: BlockContext) -> Routing:
     )
 
 
-def build_mixer(config: ModelConfig, mixer: MixerConfig) -> nn.Module:
+Mixer = GQAttention | MLAttention | GatedDeltaNet | MixtureOfAttention
+
+
+def build_mixer(config: ModelConfig, mixer: MixerConfig) -> Mixer:
     """The layer of a mixer's kind."""
     if isinstance(mixer, MLAConfig):
         return MLAttention(config, mixer)

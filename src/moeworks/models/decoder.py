@@ -1,6 +1,7 @@
 """The decoder-only language model."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from moeworks.config.model import ModelConfig
 from moeworks.errors import ConfigError, check
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs, token_positions
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
 from moeworks.models.block import NOTHING, Block, BlockContext, BlockRoutings
 from moeworks.models.cache import KVCache
-from moeworks.models.init import init_decoder_
+from moeworks.models.init import init_stream_
 from moeworks.models.mtp import MTPLayer
 from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
@@ -72,9 +74,16 @@ class Decoder(nn.Module):
         self.final_norm = make_norm(config, config.d_model, config.norm.final_eps)
         self.lm_head = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+            self.lm_head = make_linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         self.mtp = nn.ModuleList(MTPLayer(config, backend=backend) for _ in range(config.num_mtp_layers))
-        init_decoder_(self, config.num_layers)
+        heads = [self.embed.weight] if self.lm_head is None else [self.embed.weight, self.lm_head.weight]
+        projections = [matrix for block in self.blocks for matrix in block.residual_projections()]
+        init_stream_(heads, projections, config.num_layers)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in layer order, those of the MTP layers last."""
+        return cast(list[Block], [*self.layers, *(layer.block for layer in self.mtp)])
 
     def forward(
         self,
