@@ -68,14 +68,15 @@ class GatedDeltaNet(nn.Module):
         mixer, length = self.mixer, x_BLD.shape[1]
         if inputs.padding_BL is not None:
             x_BLD = x_BLD.masked_fill(inputs.padding_BL.unsqueeze(-1), 0.0)
-        segments_BL = _segments(inputs.document_ids_BL)
+        segments_BS = _segments(inputs.document_ids_BS)
         mixed = self.qkv_proj(x_BLD)
         if cache is not None and cache.conv is not None:
             mixed = torch.cat([cache.conv.to(mixed.dtype), mixed], dim=1)
-        convolved = F.silu(causal_conv(mixed, self.conv, segments_BL))[:, -length:]
-        out, state = gated_delta(
-            self._inputs(convolved, x_BLD), None if cache is None else cache.state, segments_BL
-        )
+        near = None if segments_BS is None else segments_BS[:, -mixed.shape[1] :]
+        convolved = F.silu(causal_conv(mixed, self.conv, near))[:, -length:]
+        segments_BL = None if segments_BS is None else segments_BS[:, -length:]
+        state = None if cache is None else _state_of_document(cache.state, segments_BS, length)
+        out, state = gated_delta(self._inputs(convolved, x_BLD), state, segments_BL)
         if cache is not None:
             cache.advance(mixed[:, max(mixed.shape[1] - mixer.conv_kernel + 1, 0) :], state, length)
         source = x_BLD if self.gate_latent_proj is None else self.gate_latent_proj(x_BLD)
@@ -103,9 +104,17 @@ class GatedDeltaNet(nn.Module):
         return DeltaInputs(q, k, v, log_decay.transpose(1, 2), beta.transpose(1, 2))
 
 
-def _segments(document_ids_BL: Tensor | None) -> Tensor | None:
-    """int64 [B, L]: the number of boundaries before each token."""
-    if document_ids_BL is None:
+def _state_of_document(state: Tensor | None, segments_BS: Tensor | None, length: int) -> Tensor | None:
+    """The state before the last `length` tokens, 0 in rows where these begin a document."""
+    if state is None or segments_BS is None:
+        return state
+    goes_on_B = segments_BS[:, -length - 1] == segments_BS[:, -length]
+    return state.masked_fill(~goes_on_B[:, None, None, None], 0.0)
+
+
+def _segments(document_ids_BS: Tensor | None) -> Tensor | None:
+    """int64 [B, S]: the number of boundaries before each token."""
+    if document_ids_BS is None:
         return None
-    new = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+    new = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
     return F.pad(new.long().cumsum(dim=1), (1, 0))

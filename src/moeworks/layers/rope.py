@@ -22,9 +22,15 @@ def rope_table(max_seq_len: int, head_dim: int, theta: float) -> Tensor:
 
 
 def rope_angles(
-    positions: Tensor, theta: float, rope: RopeConfig, head_dim: int, *, longest: int = 0
+    positions: Tensor,
+    theta: float,
+    rope: RopeConfig,
+    head_dim: int,
+    *,
+    longest: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """float32 [2, *positions, dim/2]: cosines and sines, times the scaling's attention factor.
+    """[2, *positions, dim/2]: cosines and sines, times the scaling's attention factor.
 
     Args:
         positions: int64, any shape.
@@ -32,12 +38,13 @@ def rope_angles(
         rope: the scaling, and how much of a head turns.
         head_dim: width of a head.
         longest: length of the whole sequence, by which LongRoPE chooses its factors.
+        dtype: of the result; it is computed in float64.
     """
     long = rope.scaling == "longrope" and longest > (rope.original_max_seq_len or 0)
     frequencies = rope_frequencies(theta, rope, rope.dim or head_dim, long=long)
     radians = torch.tensor(frequencies, dtype=torch.float64, device=positions.device)
     angles = positions.to(torch.float64).unsqueeze(-1) * radians
-    return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).float()
+    return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).to(dtype)
 
 
 def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = False) -> tuple[float, ...]:
