@@ -179,7 +179,7 @@ def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = Fal
 
 
 def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:
-    return mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
+    return mtp_loss(output.ahead_BLD, output.head, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
 
 
 def _cross_entropies(output: DecoderOutput, batch: Batch) -> tuple[Tensor, Tensor]:
