@@ -79,4 +79,5 @@ class MixtureOfAttention(nn.Module):
 def _grouped(x_ND: Tensor, weight: Tensor, rows: list[int]) -> Tensor:
     """Rows sorted by expert times that expert's matrix [E, out, in]."""
     pieces = zip(x_ND.split(rows), weight.unbind(0), strict=True)
-    return torch.cat([nn.functional.linear(piece, matrix) for piece, matrix in pieces])
+    # Autocast would convert the matrices of experts without tokens as well.
+    return torch.cat([nn.functional.linear(piece, matrix) for piece, matrix in pieces if len(piece)])
