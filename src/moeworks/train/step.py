@@ -175,7 +175,9 @@ def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = Fal
     options: dict[str, Any] = {"ahead": True} if ahead else {}
     if batch.token_types_BL is not None:
         options["token_types_BL"] = batch.token_types_BL
-    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
+    if batch.padded:
+        options["valid_BL"] = batch.valid_BL
+    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, **options)
 
 
 def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:

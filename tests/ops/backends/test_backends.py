@@ -87,6 +87,25 @@ def test_grouped_mm_refuses_with_a_reason():
     assert "width of 4 in torch.bfloat16" in refusal(torch.zeros(3, 8).bfloat16(), weights(torch.bfloat16))
 
 
+@pytest.mark.parametrize("filler", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whatever_stands_in_padding_reaches_neither_output_nor_gradient(backend, filler):
+    if backend == "native" and not isinstance(library(), Library):
+        pytest.skip("the native library is not built")
+    config = make_config(
+        num_identity_experts=1, num_shared_experts=1, expert_linear_bias=True, d_model=16, d_expert=8
+    )
+    moe, valid = random_moe(config, backend=backend, dtype=torch.float32), torch.arange(11) % 5 != 3
+    results = []
+    for value in (0.0, filler):
+        torch.manual_seed(1)
+        x = torch.randn(11, 16).masked_fill(~valid[:, None], value).requires_grad_()
+        y, _ = moe(x, valid=valid)
+        results.append({"y": y.detach()} | gradients(y.square().sum(), moe, x))
+    for part, want in results[0].items():
+        assert torch.equal(results[1][part], want), part
+
+
 class Written(TorchDispatchMode):
     """Counts what operators are called, and the elements that conversions of dtype write."""
 
