@@ -96,7 +96,7 @@ class GQAttention(nn.Module):
         return l2_norm(x, self.eps) if self.mixer.qk_norm and self.mixer.qk_norm_kind == "l2" else norm(x)
 
     def _temperature(self, inputs: MixerInputs) -> Tensor:
-        """[L, 1] or [B, 1, L, 1]: what queries are multiplied with (Llama 4's layers without positions)."""
+        """[L, 1] or [B, 1, L, 1]: the factor of queries by position (Llama 4's layers without rope)."""
         assert inputs.positions is not None and self.mixer.temperature_floor is not None
         steps = torch.floor((inputs.positions.float() + 1) / self.mixer.temperature_floor)
         return (torch.log1p(steps) * self.mixer.temperature_scale + 1).unsqueeze(-1)

@@ -40,7 +40,7 @@ class Slots:
     left_padding_B: Tensor | None = None
     """int64, padding at the start of each row, in the cache or in these tokens; None: there is none."""
     dtype: torch.dtype = torch.float32
-    """Of the rotary angles: float64 in a float64 model."""
+    """The dtype of rotary angles: float64 in a float64 model."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

@@ -16,6 +16,7 @@ from moeworks.config.model import ModelConfig
 from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import RMSNorm
+from moeworks.layers.plain import is_plain
 from moeworks.layers.rope import apply_rope, yarn_mscale
 from moeworks.ops.attention import DocumentMask, causal_attention
 
@@ -107,12 +108,14 @@ class MLAttention(nn.Module):
             mask = chosen = self.indexer.choose(x_BLD, q_latent, rows[2], inputs)
         elif mixer.indexer is not None:
             mask = chosen
-        attend = self._absorbed if past and self._absorbing_is_less_work(x_BLD.shape[1]) else self._expanded
+        # Absorbing reads the weights of kv_b_proj: where calling it does more, it must be called.
+        absorb = past and is_plain(self.kv_b_proj, nn.Linear) and self._absorbing_is_less_work(x_BLD.shape[1])
+        attend = self._absorbed if absorb else self._expanded
         out_BHLV = attend(q_nope, q_rope, latent, k_rope, mask)
         return self.o_proj(out_BHLV.transpose(1, 2).flatten(2)), chosen
 
     def _temperature(self, inputs: MixerInputs, floor: int) -> Tensor:
-        """[L, 1] or [B, 1, L, 1]: what queries are multiplied with (Mistral 4)."""
+        """[L, 1] or [B, 1, L, 1]: the factor of queries by their position (Mistral 4)."""
         assert inputs.positions is not None
         steps = torch.floor(inputs.positions.float() / floor)
         return (torch.log1p(steps) * self.mixer.temperature_scale + 1).unsqueeze(-1)
@@ -131,7 +134,7 @@ class MLAttention(nn.Module):
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: DocumentMask | None
     ) -> Tensor:
-        """The same with the latents as keys and values of one head that all queries share."""
+        """`_expanded` with the latents as keys and values of one head that all queries share."""
         mixer = self.mixer
         weight = self.kv_b_proj.weight.to(latent.dtype).unflatten(0, (mixer.num_heads, -1))
         to_key, to_value = weight.split([mixer.nope_head_dim, mixer.v_head_dim], dim=1)
@@ -199,7 +202,7 @@ def _allowed(mask: DocumentMask | None, x_BLD: Tensor, keys: int) -> Tensor:
 
 
 def _scale(mixer: MLAConfig) -> float:
-    """Of the scores; YaRN with mscale_all_dim sharpens the softmax (DeepSeek-V2's published model.py)."""
+    """The factor of the scores; YaRN's mscale_all_dim sharpens the softmax (DeepSeek-V2's model.py)."""
     scale = mixer.softmax_scale or mixer.qk_head_dim**-0.5
     rope = mixer.rope
     if rope.scaling == "yarn" and rope.mscale_all_dim:

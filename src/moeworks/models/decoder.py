@@ -28,16 +28,16 @@ _AHEAD_RULE = "the MTP layers run over whole rows: call without cache and last_o
 
 @dataclass(frozen=True, eq=False)
 class DecoderOutput:
-    """What one forward pass returns."""
+    """The result of one forward pass."""
 
     hidden_BLD: Tensor
     """The stream after the last norm, which the head and MTP layers read, in the compute dtype."""
     head: Head
-    """What makes logits of it."""
+    """The output head, which makes logits of `hidden_BLD`."""
     routings: tuple[Routing, ...]
     """One per MoE layer, in layer order, over the B * L tokens."""
     attention_routings: tuple[Routing, ...] = ()
-    """The same for layers with a mixture of attention."""
+    """One per layer with a mixture of attention, in layer order, those of MTP layers last."""
     ahead_BLD: tuple[Tensor, ...] = ()
     """The streams of the MTP layers; the one at depth k (from 1) has L - k positions."""
 
@@ -48,7 +48,7 @@ class DecoderOutput:
 
     @property
     def ahead_BLV(self) -> tuple[Tensor, ...]:  # noqa: N802
-        """Of the MTP layer at depth k, logits [B, L - k, V]: position i predicts token i + 1 + k."""
+        """Logits [B, L - k, V] of the MTP layer at depth k: position i predicts token i + 1 + k."""
         return tuple(self.head.logits(hidden_BLD) for hidden_BLD in self.ahead_BLD)
 
 
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         )
 
     def _refuse_to_look_ahead(self) -> None:
-        """What predicts the next token must not know it: refuse, but in training, experts that do."""
+        """Raise ConfigError, except in training, where experts depend on the token to be predicted."""
         if self.training:
             return
         for block in self.blocks:
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
                 raise ConfigError(
                     f"model.router.choice = {self.config.router.choice.kind!r}, model.capacity.drop_policy ="
                     f" {self.config.capacity.drop_policy!r}: {ahead}; a loss in evaluation would know what it"
-                    " predicts, and generation could not repeat it: take a causal variant, or another kind"
+                    " predicts, and generation could not repeat it; choose a causal variant or another kind"
                 )
 
 
@@ -295,7 +295,7 @@ def _sequence_ids(tokens_BL: Tensor, document_ids_BL: Tensor | None) -> Tensor:
 
 
 def _computed(hidden_BLD: Tensor) -> Tensor:
-    """In the dtype that autocast computes in."""
+    """The hidden states in the dtype that autocast computes in."""
     device = hidden_BLD.device.type
     if not torch.is_autocast_enabled(device):
         return hidden_BLD

@@ -74,7 +74,7 @@ def delta_step(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
 def delta_chunks(
     inputs: DeltaInputs, state: Tensor, segments_BL: Tensor | None = None, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same over L tokens, `size` at a time."""
+    """`delta_step` over L tokens, as matrix products over `size` tokens at a time."""
     if size is None:
         size = CHUNK if inputs.log_decay.dim() == 3 else CHUNK_OF_CHANNELS
     outs, previous_B1 = [], None if segments_BL is None else segments_BL[:, :1]

@@ -83,7 +83,7 @@ def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "aut
 
 
 def _without_spare_slots(routing: Routing) -> Routing:
-    """The same without the slots that are empty for every token: backends hold a row for each slot."""
+    """The routing without the slots that are empty for every token: backends hold a row for each slot."""
     filled_T = (routing.expert_ids_TK < routing.num_experts).sum(dim=1)
     used = slice(0, max(int(filled_T.max()), 1))
     return replace(

@@ -57,7 +57,7 @@ def run(
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     y_TD, *_ = _forward(
         *inputs,
-        routing.num_experts + routing.variable,  # the id of empty slots is one more that no expert computes
+        routing.num_experts + routing.variable,  # empty slots have the id E, which no expert owns
         experts.activation,
         experts.weights_on == "input",
         differentiated and not experts.recompute,

@@ -9,7 +9,7 @@ from moeworks.ops.routing import Routing
 
 
 def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
-    """The reference serves every input."""
+    """None: the reference serves every input."""
     return None
 
 

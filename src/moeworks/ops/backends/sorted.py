@@ -19,7 +19,7 @@ from moeworks.ops.routing import Routing
 
 
 def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
-    """It serves every input."""
+    """None: this backend serves every input."""
     return None
 
 

@@ -64,5 +64,5 @@ def _described(item: AdamWItem) -> AdamWItemStruct:
 
 
 def _flat(tensor: Tensor) -> TensorStruct:
-    """All elements in a row; what the memory between them is would be lost on one that is not contiguous."""
+    """All elements as one dimension; of a contiguous tensor, whose memory they fill."""
     return described(tensor.detach().view(-1))

@@ -102,7 +102,7 @@ class Library:
         return self._lib.mw_cached_bytes()
 
     def release_cache(self) -> None:
-        """Give those back to the system."""
+        """Return the cached memory to the system."""
         self._lib.mw_release_cache()
 
 

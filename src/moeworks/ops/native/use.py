@@ -1,4 +1,4 @@
-"""When the native library serves tensors, and how its row-wise functions see them."""
+"""The choice of the native library for given tensors, and their layout for its row-wise functions."""
 
 import torch
 from torch import Tensor, nn
