@@ -86,8 +86,8 @@ class RouterModule(Stateful):
         """
         raise ConfigError(
             f"replay.weights = 'recomputed': {type(self).__name__} cannot weigh experts that it did not"
-            " choose; derive the router from moeworks.layers.router.RouterModule and define replayed(), or set"
-            " replay.weights to 'recorded'"
+            " choose; derive the router from moeworks.layers.router.RouterModule and define replayed(), or"
+            " set replay.weights to 'recorded'"
         )
 
 

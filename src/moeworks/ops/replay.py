@@ -91,7 +91,7 @@ def _check_valid(record: Routing, routing: Routing, where: str) -> None:
         missing_T = missing_T & routing.valid_T
     if bool(missing_T.any()):
         token = int(missing_T.int().argmax())
-        raise ConfigError(f"{where}: valid: token {token} is padding in the record and a token here")
+        raise ConfigError(f"{where}: valid = 'token {token}': is padding in the record and a token here")
 
 
 def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str) -> bool:
