@@ -10,7 +10,7 @@ namespace {
 
 struct Sizes {
     int64_t T, D, K, N, E, U, F, shared_U = 0, shared_F = 0;
-    int32_t dtype;
+    int32_t dtype, weight_dtype;
     bool shared = false;
 };
 
@@ -21,6 +21,9 @@ Sizes check_experts(const mw_experts &a, int32_t threads) {
     s.dtype = a.x.dtype;
     require(s.dtype == MW_FLOAT32 || s.dtype == MW_BFLOAT16, std::string("x: is ") + name_of(s.dtype) +
                                                                  ", needs float32 or bfloat16");
+    s.weight_dtype = a.up.dtype;
+    require(s.weight_dtype == s.dtype || s.weight_dtype == MW_FLOAT32,
+            std::string("up: is ") + name_of(s.weight_dtype) + ", needs float32 or the dtype of x");
     s.T = sized("x", a.x, 2, 0);
     s.D = sized("x", a.x, 2, 1);
     s.K = sized("expert_ids", a.expert_ids, 2, 1);
@@ -37,10 +40,10 @@ Sizes check_experts(const mw_experts &a, int32_t threads) {
     check("weights", a.weights, MW_FLOAT32, {s.T, s.K});
     check("expert_ids", a.expert_ids, MW_INT64, {s.T, s.K});
     check("kept", a.kept, MW_BOOL, {s.T, s.K}, true);
-    check("up", a.up, s.dtype, {s.E, s.U, s.D});
-    check("down", a.down, s.dtype, {s.E, s.D, s.F});
-    check("up_bias", a.up_bias, s.dtype, {s.E, s.U}, true);
-    check("down_bias", a.down_bias, s.dtype, {s.E, s.D}, true);
+    check("up", a.up, s.weight_dtype, {s.E, s.U, s.D});
+    check("down", a.down, s.weight_dtype, {s.E, s.D, s.F});
+    check("up_bias", a.up_bias, s.weight_dtype, {s.E, s.U}, true);
+    check("down_bias", a.down_bias, s.weight_dtype, {s.E, s.D}, true);
     check("order", a.order, MW_INT32, {s.N});
     check("offsets", a.offsets, MW_INT64, {s.E + 1});
     check("hidden", a.hidden, s.dtype, {s.N, s.U}, true);
@@ -49,8 +52,8 @@ Sizes check_experts(const mw_experts &a, int32_t threads) {
     s.shared_U = sized("shared_up", a.shared_up, 2, 0);
     s.shared_F = sized("shared_down", a.shared_down, 2, 1);
     require(s.shared_F > 0 && s.shared_U == (gated ? 2 : 1) * s.shared_F, "shared_up: wrong number of rows");
-    check("shared_up", a.shared_up, s.dtype, {s.shared_U, s.D});
-    check("shared_down", a.shared_down, s.dtype, {s.D, s.shared_F});
+    check("shared_up", a.shared_up, s.weight_dtype, {s.shared_U, s.D});
+    check("shared_down", a.shared_down, s.weight_dtype, {s.D, s.shared_F});
     check("shared_weights", a.shared_weights, MW_FLOAT32, {s.T}, true);
     check("shared_hidden", a.shared_hidden, s.dtype, {s.T, s.shared_U}, true);
     return s;
@@ -60,13 +63,13 @@ void check_grad(const mw_experts &a, const mw_experts_grad &g, const Sizes &s) {
     check("grad.y", g.y, s.dtype, {s.T, s.D});
     check("grad.x", g.x, s.dtype, {s.T, s.D}, true);
     check("grad.weights", g.weights, MW_FLOAT32, {s.T, s.K}, true);
-    check("grad.up", g.up, s.dtype, {s.E, s.U, s.D}, true);
-    check("grad.down", g.down, s.dtype, {s.E, s.D, s.F}, true);
-    check("grad.up_bias", g.up_bias, s.dtype, {s.E, s.U}, true);
-    check("grad.down_bias", g.down_bias, s.dtype, {s.E, s.D}, true);
+    check("grad.up", g.up, s.weight_dtype, {s.E, s.U, s.D}, true);
+    check("grad.down", g.down, s.weight_dtype, {s.E, s.D, s.F}, true);
+    check("grad.up_bias", g.up_bias, s.weight_dtype, {s.E, s.U}, true);
+    check("grad.down_bias", g.down_bias, s.weight_dtype, {s.E, s.D}, true);
     if (s.shared) {
-        check("grad.shared_up", g.shared_up, s.dtype, {s.shared_U, s.D}, true);
-        check("grad.shared_down", g.shared_down, s.dtype, {s.D, s.shared_F}, true);
+        check("grad.shared_up", g.shared_up, s.weight_dtype, {s.shared_U, s.D}, true);
+        check("grad.shared_down", g.shared_down, s.weight_dtype, {s.D, s.shared_F}, true);
         check("grad.shared_weights", g.shared_weights, MW_FLOAT32, {s.T}, true);
     }
     // The forward pass wrote these two; a caller may have changed them.
@@ -82,7 +85,16 @@ void check_grad(const mw_experts &a, const mw_experts_grad &g, const Sizes &s) {
 
 extern "C" {
 
-int32_t mw_abi_version(void) { return MW_ABI_VERSION; }
+const char *mw_interface(void) { return MW_INTERFACE; }
+
+int64_t mw_size_of(const char *name) {
+    const std::string wanted = name ? name : "";
+    if (wanted == "mw_tensor") return sizeof(mw_tensor);
+    if (wanted == "mw_experts") return sizeof(mw_experts);
+    if (wanted == "mw_experts_grad") return sizeof(mw_experts_grad);
+    if (wanted == "mw_adamw_item") return sizeof(mw_adamw_item);
+    return 0;
+}
 
 const char *mw_last_error(void) { return last_error.c_str(); }
 

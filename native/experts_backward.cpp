@@ -108,13 +108,14 @@ class Backward {
         // A bias may want its gradient where the matrix is frozen.
         if (matrix.result != nullptr) {
             product(left.from(0, t.row), right, t.rows, columns, span, matrix.sum + int64_t{t.row} * columns, s);
-            if (span.last) matrix.finish(layer_.k, layer_.type, int64_t{t.row} * columns, int64_t{t.rows} * columns);
+            if (span.last)
+                matrix.finish(layer_.k, layer_.weight_type, int64_t{t.row} * columns, int64_t{t.rows} * columns);
         }
         if (bias.result != nullptr) {
             const bool weighted = !t.up && !e.weigh_input && e.weights != nullptr;
             column_sums(left.from(0, t.row), weighted ? e.weights + span.row : nullptr, span, t.rows,
                         bias.sum + t.row, s);
-            if (span.last) bias.finish(layer_.k, layer_.type, t.row, t.rows);
+            if (span.last) bias.finish(layer_.k, layer_.weight_type, t.row, t.rows);
         }
     }
 
@@ -136,7 +137,7 @@ class Backward {
     void add_bias_to_weights(const Expert &e, const Block &b, float *grad_weights, Scratch &s) const {
         const int D = layer_.model_width;
         float *bias = s.row.get(), *grad = s.tile.get();
-        layer_.k.widen(bias, e.down_bias, layer_.type, D);
+        layer_.k.widen(bias, e.down_bias, layer_.weight_type, D);
         for (int i = 0; i < b.rows; ++i)
             for (int j = 0; j < D; j += chunk_columns(layer_.k)) {
                 const int n = std::min(chunk_columns(layer_.k), D - j);
@@ -294,10 +295,10 @@ class BackwardQueue {
         ExpertGrads &grads = grads_[span.expert];
         const int D = layer_.model_width, U = e.hidden_width;
         if (span.first) {
-            grads.up.open(e.grad_up, layer_.type, int64_t{U} * D);
-            grads.down.open(e.grad_down, layer_.type, int64_t{D} * e.width);
-            grads.up_bias.open(e.grad_up_bias, layer_.type, U);
-            grads.down_bias.open(e.grad_down_bias, layer_.type, D);
+            grads.up.open(e.grad_up, layer_.weight_type, int64_t{U} * D);
+            grads.down.open(e.grad_down, layer_.weight_type, int64_t{D} * e.width);
+            grads.up_bias.open(e.grad_up_bias, layer_.weight_type, U);
+            grads.down_bias.open(e.grad_down_bias, layer_.weight_type, D);
         }
         if (grads.up.result || grads.up_bias.result) add_tasks(number, true, U);
         if (grads.down.result || grads.down_bias.result) add_tasks(number, false, D);

@@ -15,7 +15,7 @@ namespace {
 
 void add_down_bias(const Layer &layer, const Expert &e, const Block &b, float *out, Scratch &s) {
     if (e.down_bias == nullptr) return;
-    layer.k.widen(s.row.get(), e.down_bias, layer.type, layer.model_width);
+    layer.k.widen(s.row.get(), e.down_bias, layer.weight_type, layer.model_width);
     for (int i = 0; i < b.rows; ++i)
         layer.k.add(out + int64_t{i} * layer.model_width, s.row.get(), layer.model_width,
                     e.weigh_input ? 1.0f : e.weight(b.row + i));

@@ -149,6 +149,7 @@ std::vector<float *> split(float *memory, int64_t size, int64_t count) {
 Layer describe(const mw_experts &a, const mw_experts_grad *grad, int threads) {
     Layer layer;
     layer.type = a.x.dtype;
+    layer.weight_type = a.up.dtype;
     layer.activation = a.activation;
     layer.tokens = a.x.shape[0];
     layer.model_width = static_cast<int>(a.x.shape[1]);
@@ -177,8 +178,8 @@ void hidden_chunk(const Layer &layer, const Expert &e, const float *inputs, int 
         multiply_chunk(layer.k, inputs, rows, layer.model_width, up, column, n, part, ld, false, s.right.get(),
                        half < layer.gated ? up.ahead(e.width + j, n, 0, layer.model_width) : next);
         if (e.up_bias == nullptr) continue;
-        layer.k.widen(s.row.get(), static_cast<char *>(e.up_bias) + column * element_size(layer.type),
-                      layer.type, n);
+        layer.k.widen(s.row.get(), static_cast<char *>(e.up_bias) + column * element_size(layer.weight_type),
+                      layer.weight_type, n);
         for (int i = 0; i < rows; ++i) layer.k.add(part + i * ld, s.row.get(), n, 1.0f);
     }
 }

@@ -58,7 +58,7 @@ struct Span {
 // All that a pass needs beside its arguments.
 struct Layer {
     const Kernels &k = kernels();
-    int type, activation;
+    int type, weight_type, activation;  // of the tokens and what is made of them; of matrices and biases
     int64_t tokens;
     int model_width, gated;
     const void *x;
@@ -71,10 +71,10 @@ struct Layer {
     std::vector<int64_t> untouched;  // tokens that no row belongs to
 
     // An expert's matrices as right operands; _t: multiplied by their transposes.
-    Right up(const Expert &e) const { return {{e.up, model_width, type}, false}; }
-    Right up_t(const Expert &e) const { return {{e.up, model_width, type}, true}; }
-    Right down(const Expert &e) const { return {{e.down, e.width, type}, false}; }
-    Right down_t(const Expert &e) const { return {{e.down, e.width, type}, true}; }
+    Right up(const Expert &e) const { return {{e.up, model_width, weight_type}, false}; }
+    Right up_t(const Expert &e) const { return {{e.up, model_width, weight_type}, true}; }
+    Right down(const Expert &e) const { return {{e.down, e.width, weight_type}, false}; }
+    Right down_t(const Expert &e) const { return {{e.down, e.width, weight_type}, true}; }
 
     Matrix rows_of(const void *data, const Expert &e, int64_t row) const {
         Matrix m{data, model_width, type, e.tokens, nullptr};

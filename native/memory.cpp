@@ -121,7 +121,7 @@ class Cache {
         return found;
     }
 
-    // What may stay cached beside `size` more in use. The slack is for small buffers that are not in use at the
+    // Bytes that the cache may keep once `size` more are in use. The slack is for small buffers that are not in use at the
     // peak: without it they would drive out the large ones.
     size_t room_for(size_t size) const {
         const size_t limit = peak_ + kSlackBytes, needed = used_ + size;

@@ -18,9 +18,6 @@
 extern "C" {
 #endif
 
-/* Changes with every change of this file; the loader refuses a library of another version. */
-#define MW_ABI_VERSION 1
-
 enum mw_dtype { MW_FLOAT32 = 0, MW_BFLOAT16 = 1, MW_INT64 = 2, MW_BOOL = 3, MW_INT32 = 4, MW_FLOAT64 = 5 };
 
 enum mw_activation { MW_SWIGLU = 0, MW_GEGLU = 1, MW_RELU = 2, MW_GELU = 3, MW_RELU2 = 4 };
@@ -39,11 +36,11 @@ typedef struct {
  * order within one. Rows behind them are not written.
  */
 typedef struct {
-    mw_tensor x;              /* [T, D] float32 or bfloat16, the dtype of all weights and of y */
+    mw_tensor x;              /* [T, D] float32 or bfloat16, the dtype of y and of the hidden rows */
     mw_tensor weights;        /* [T, K] float32 */
     mw_tensor expert_ids;     /* [T, K] int64, below num_routes; ids from E on are computed by no expert */
     mw_tensor kept;           /* [T, K] bool, optional: false was dropped */
-    mw_tensor up;             /* [E, U, D] */
+    mw_tensor up;             /* [E, U, D] in the dtype of x or float32, the dtype of all matrices and biases */
     mw_tensor down;           /* [E, D, F] */
     mw_tensor up_bias;        /* [E, U], optional */
     mw_tensor down_bias;      /* [E, D], optional */
@@ -75,7 +72,11 @@ typedef struct {
     mw_tensor shared_weights;
 } mw_experts_grad;
 
-MW_API int32_t mw_abi_version(void);
+/* The SHA-256 of this file in the build: a loader that finds the file refuses a library built from another one. */
+MW_API const char *mw_interface(void);
+
+/* sizeof of the struct with that name, 0 if there is none: a caller that mirrors the structs compares. */
+MW_API int64_t mw_size_of(const char *name);
 
 /* Why the last call of this thread failed. */
 MW_API const char *mw_last_error(void);

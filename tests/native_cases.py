@@ -110,6 +110,7 @@ def forward(case: Case, inputs: dict[str, Tensor | None], backend: Backend) -> T
         *(inputs[name] for name in ("up", "down", "up_bias", "down_bias")),
         activation=case.activation,
         weights_on=case.weights_on,
+        num_without_weights=case.routes_without_expert,
         recompute=case.recompute,
     )
     scores = torch.zeros(case.T, case.E + case.routes_without_expert)

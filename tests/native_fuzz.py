@@ -10,8 +10,16 @@ import sys
 import torch
 from native_cases import DIFFERENTIABLE, Case, tensors
 
-from moeworks.ops.backends.native import _ACTIVATIONS, _FIELDS, _GRADS, _RESULTS, _Experts, _Grad
-from moeworks.ops.native.library import Library, TensorStruct, described, library
+from moeworks.ops.backends.native import _ACTIVATIONS
+from moeworks.ops.native.library import Library, described, library
+from moeworks.ops.native.structs import (
+    EXPERT_GRADS,
+    EXPERT_INPUTS,
+    EXPERT_RESULTS,
+    ExpertsGradStruct,
+    ExpertsStruct,
+    TensorStruct,
+)
 
 BIG = (2**31 - 1, 2**31, 2**33, 2**62, 2**63 - 1, -1, -(2**31), -(2**63))
 
@@ -38,7 +46,7 @@ class Call:
         )
         dtype = rng.choice([torch.float32, torch.bfloat16])
         inputs = tensors(case, dtype)
-        self.inputs = {n: inputs["ids" if n == "expert_ids" else n] for n in _FIELDS}
+        self.inputs = {n: inputs["ids" if n == "expert_ids" else n] for n in EXPERT_INPUTS}
         rows, keep = case.T * case.K, rng.random() < 0.5
         self.results = {
             "y": torch.zeros_like(inputs["x"]),
@@ -50,16 +58,16 @@ class Call:
             else None,
         }
         wants = {n: inputs[n] is not None and rng.random() < 0.8 for n in DIFFERENTIABLE}
-        self.grads = {n: torch.zeros_like(inputs[n]) if wants[n] else None for n in _GRADS}
+        self.grads = {n: torch.zeros_like(inputs[n]) if wants[n] else None for n in EXPERT_GRADS}
         self.grads = {"y": inputs["grad"], **self.grads}
-        self.args = _Experts(
+        self.args = ExpertsStruct(
             *(described(t) for t in self.inputs.values()),
             case.E + case.routes_without_expert,
             _ACTIVATIONS.index(case.activation),
             case.weights_on == "input",
             *(described(t) for t in self.results.values()),
         )
-        self.grad_args = _Grad(*(described(t) for t in self.grads.values()))
+        self.grad_args = ExpertsGradStruct(*(described(t) for t in self.grads.values()))
         self.threads = rng.choice([1, 2, 3])
 
     def run(self, lib: Library) -> tuple[int, int]:
@@ -72,7 +80,7 @@ class Call:
 
 def spoil_descriptor(rng: random.Random, call: Call) -> tuple[str, bool]:
     """Change one property of one tensor; returns what, and whether that must be refused by the forward."""
-    every = {n: getattr(call.args, n) for n in (*_FIELDS, *_RESULTS)}
+    every = {n: getattr(call.args, n) for n in (*EXPERT_INPUTS, *EXPERT_RESULTS)}
     tensors_of = {**call.inputs, **call.results}
     name = rng.choice(
         [n for n in every if tensors_of[n] is not None and tensors_of[n].numel() > 0] or ["offsets"]

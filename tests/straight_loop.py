@@ -63,6 +63,8 @@ def moe(
 ) -> tuple[Tensor, Record]:
     """One MoE layer over the rows of x; `jitter` and `noise` are the random numbers that it drew."""
     record = Record(valid=valid or [True] * len(x), sequences=sequences or [0] * len(x))
+    # Padding counts as zeros, whatever it holds.
+    x = torch.stack([token if there else 0 * token for token, there in zip(x, record.valid, strict=True)])
     for t in range(len(x)):
         scaled = x[t] if jitter is None else x[t] * jitter[t]
         route_token(scaled, under(weights, "router"), config, None if noise is None else noise[t], record)
@@ -288,12 +290,12 @@ def attention(row: list[Tensor], documents: list[int], weights: Weights, config:
 
 
 def rotate(x: Tensor, position: int, theta: float) -> Tensor:
-    """Turn the pairs (i, i + P/2) by position * theta^(-2i/P); the library's table is in float32."""
+    """Turn the pairs (i, i + P/2) by position * theta^(-2i/P)."""
     half = len(x) // 2
     y = [None] * len(x)
     for i in range(half):
         angle = position * theta ** (-2 * i / len(x))
-        cos, sin = (torch.tensor(f(angle), dtype=torch.float32).to(x.dtype) for f in (math.cos, math.sin))
+        cos, sin = (torch.tensor(f(angle), dtype=x.dtype) for f in (math.cos, math.sin))
         y[i] = x[i] * cos - x[half + i] * sin
         y[half + i] = x[half + i] * cos + x[i] * sin
     return torch.stack(y)

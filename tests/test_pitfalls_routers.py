@@ -381,6 +381,21 @@ def test_pitfall_37_padding_reaches_no_expert(name):
     assert not y[~valid].any()
 
 
+@pytest.mark.parametrize("filler", [torch.nan, torch.inf])
+@every_router
+def test_pitfall_37_whatever_stands_in_padding_reaches_neither_output_nor_gradient(name, filler):
+    moe, valid = layer_of(name, num_shared_experts=1, shared_token_gate=True), torch.arange(24) % 4 != 0
+    results = []
+    for value in (0.0, filler):
+        x = tokens().masked_fill(~valid[:, None], value).requires_grad_()
+        torch.manual_seed(0)
+        y, routing = moe(x, valid=valid)
+        loss = y.square().sum() + total_balance_loss(balance_losses([routing], ALL), ALL)
+        results.append({"y": y.detach()} | gradients(loss, moe, x))
+    for part, want in results[0].items():
+        assert torch.equal(results[1][part], want), part
+
+
 # Causality.
 
 

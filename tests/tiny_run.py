@@ -97,7 +97,9 @@ def random_batch(rows: int = 4, length: int = 12, *, padding: bool = True, seed:
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:
     """The rows of a batch in `parts` micro-batches."""
-    pieces = {name: value.chunk(parts) for name, value in vars(batch).items() if value is not None}
+    pieces = {
+        name: value.chunk(parts) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
+    }
     return [Batch(**{name: value[i] for name, value in pieces.items()}) for i in range(parts)]
 
 

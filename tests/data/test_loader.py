@@ -15,7 +15,7 @@ MakeStore = Callable[..., TokenStore]
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-NAMES = [item.name for item in fields(Batch) if item.name != "token_types_BL"]
+NAMES = [item.name for item in fields(Batch) if item.name not in ("token_types_BL", "padded")]
 """What the loader fills in."""
 
 

@@ -124,3 +124,13 @@ def test_a_trained_decoder_of_latents_fits_a_training_step(heads, shared):
     model = Decoder(config)
     model(torch.arange(10)[None]).logits_BLV.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_decoding_calls_a_projection_of_latents_that_does_more_than_multiply():
+    attention, config = make()
+    cache, x = cache_of(config.attention), torch.randn(2, 9, 16, dtype=torch.float64)
+    attention.kv_b_proj.register_forward_hook(lambda module, inputs, made: 2 * made)
+    want, _ = attention(x, inputs_of(config, 9))
+    attention(x[:, :8], inputs_of(config, 8), cache)
+    last, _ = attention(x[:, 8:], inputs_of(config, 1, start=8), cache)
+    torch.testing.assert_close(last, want[:, 8:], rtol=1e-10, atol=1e-10)

@@ -308,7 +308,9 @@ def test_routers_that_cannot_weigh_what_they_have_not_chosen():
     plain = random_moe(make_config())
     own = MoE(plain.config, router=lambda x_TD, context: plain.router(x_TD, context)).double()
     x, ids = torch.randn(4, 8, dtype=torch.float64), random_ids(4)
-    with pytest.raises(ConfigError, match=r"OwnRouter does not say how it weighs .* or take 'recorded'"):
+    with pytest.raises(
+        ConfigError, match=r"OwnRouter cannot weigh experts .* or set replay.weights to 'recorded'"
+    ):
         own(x, replay=Replay([ids]))
     y, routing = own(x)
     assert torch.equal(own(x, replay=Replay([routing], weights="recorded"))[0], y)

@@ -141,3 +141,11 @@ def test_rows_may_start_at_different_positions():
     whole = rope_table(8, 8, 100.0)
     want = torch.stack([apply_rope(x[0], whole[:, :3]), apply_rope(x[1], whole[:, 5:])])
     torch.testing.assert_close(apply_rope(x, table), want)
+
+
+def test_angles_of_a_float64_model_are_not_rounded_to_float32():
+    positions = torch.arange(5, 40)
+    exact = rope_angles(positions, 100.0, RopeConfig(), 8, dtype=torch.float64)
+    radians = positions.double()[:, None] * 100.0 ** (-torch.arange(0, 8, 2).double() / 8)
+    torch.testing.assert_close(exact, torch.stack([radians.cos(), radians.sin()]), rtol=1e-14, atol=1e-14)
+    assert torch.equal(exact.float(), rope_angles(positions, 100.0, RopeConfig(), 8))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from random_layers import assert_same, gradients, randomise_
 
 from moeworks import BalanceConfig, Decoder, ModelConfig, MoE, balance_losses, total_balance_loss
+from moeworks.config.choices import ExpertChoice
 from moeworks.config.model import CapacityConfig, ExpertsConfig, GQAConfig, LayerPatternConfig, RouterConfig
 from moeworks.errors import ConfigError
 from moeworks.models.decoder import moe_modules
@@ -180,3 +181,31 @@ def test_a_few_steps_learn_a_repeating_text():
         optimizer.step()
     logits = model(tokens).logits_BLV
     assert F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item() < 0.3
+
+
+LOOKING_AHEAD = RouterConfig(num_experts=6, top_k=2, choice=ExpertChoice(causal="no"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(pattern=LayerPatternConfig(explicit=(0, 1), shortcut=True)),
+        dict(pattern=LayerPatternConfig(explicit=(2,)), num_mtp_layers=1),
+        dict(),
+    ],
+    ids=["shortcut", "mtp", "plain"],
+)
+def test_evaluation_refuses_experts_that_look_ahead_wherever_they_are(options):
+    model = make_model(replace(SMALL, router=LOOKING_AHEAD, **options))
+    model.train()(random_tokens())
+    with pytest.raises(ConfigError, match=r"experts choose among all tokens"):
+        model.eval()(random_tokens())
+
+
+@torch.no_grad()
+def test_packed_documents_and_documents_alone_agree_to_float64():
+    model, tokens = make_model().eval(), random_tokens()
+    documents = torch.arange(12).div(5, rounding_mode="floor").expand(2, 12)
+    packed = model(tokens, document_ids_BL=documents).logits_BLV
+    alone = [model(tokens[:, start : start + 5]).logits_BLV for start in (0, 5, 10)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-12, atol=1e-12)

@@ -23,8 +23,8 @@ def check_wheel(wheel: Path) -> None:
     assert len(found) == 1 and found[0].startswith(FOLDER), f"{wheel.name}: {found}"
     with tempfile.TemporaryDirectory() as folder:
         library = ctypes.CDLL(zipfile.ZipFile(wheel).extract(found[0], folder))
-        library.mw_isa.restype = ctypes.c_char_p
-        print(f"{wheel.name}: interface {library.mw_abi_version()}, {library.mw_isa().decode()}")
+        library.mw_isa.restype = library.mw_interface.restype = ctypes.c_char_p
+        print(f"{wheel.name}: interface {library.mw_interface().decode()[:12]}, {library.mw_isa().decode()}")
 
 
 if __name__ == "__main__":

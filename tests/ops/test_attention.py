@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moeworks.ops.attention import (
     DocumentMask,
@@ -69,6 +70,40 @@ def test_only_rows_with_a_boundary_are_masked_on_the_cpu():
     assert document_mask(DOCUMENTS).rows_R.tolist() == [0, 2]
     assert document_mask(DOCUMENTS[[1]]) is None
     assert document_mask(torch.zeros(3, 1, dtype=torch.int64)) is None
+
+
+def test_a_batch_with_a_boundary_in_every_row_has_one_mask_for_all():
+    mask = document_mask(DOCUMENTS[[0, 2]])
+    assert mask.rows_R is None and mask.mask_R1LL.shape == (2, 1, 6, 6)
+    assert document_mask(DOCUMENTS[:0]) is None
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_the_last_positions_see_earlier_keys_of_their_document_only(length):
+    q, k, v = random_qkv(batch=3, length=length, keys=6)
+    past = 6 - length
+    want = by_hand(q, k, v, lambda b, i, j: j <= i + past and DOCUMENTS[b, i + past] == DOCUMENTS[b, j])
+    got = causal_attention(q, k, v, document_mask(DOCUMENTS, length))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+class RowsOfAttention(TorchDispatchMode):
+    """Counts the rows that attention kernels are given."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(func) and "backward" not in str(func):
+            self.rows += args[0].shape[0]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0, 2], [1, 1]])
+def test_no_row_of_packed_documents_is_computed_twice(rows):
+    q, k, v = random_qkv(batch=len(rows))
+    with RowsOfAttention() as counted:
+        causal_attention(q, k, v, document_mask(DOCUMENTS[rows]))
+    assert counted.rows == len(rows)
 
 
 def test_one_mask_for_all_rows_gives_the_same(monkeypatch):

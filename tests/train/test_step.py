@@ -269,7 +269,8 @@ def test_mtp_layers_add_their_loss_however_the_step_is_cut(texts, parts):
         batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, ahead=True
     )
     valid = batch.valid_BL.sum()
-    ahead = mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL) / valid
+    documents, ahead_BLD = batch.document_ids_BL, output.ahead_BLD
+    ahead = mtp_loss(ahead_BLD, output.head, batch.targets_BL, batch.valid_BL, documents) / valid
     torch.testing.assert_close(losses.mtp, ahead, **CLOSE)
     balance = total_balance_loss(balance_losses(output.routings[:2], config.balance), config.balance)
     cross_entropy = F.cross_entropy(

@@ -23,11 +23,14 @@ class Batch:
     """bool, False where the row is padding."""
     token_types_BL: Tensor | None = None
     """int64, the type of each input token, for models whose experts are in pools; None: not told."""
+    padded: bool = True
+    """False promises that valid_BL is True everywhere, and spares what padding needs."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        present = [item.name for item in fields(self) if getattr(self, item.name) is not None]
-        return Batch(**{name: getattr(self, name).to(device) for name in present})
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def typed(self, types: Sequence[int]) -> "Batch":
         """With the type of each token's domain, given the type of each domain; without types as it is."""

@@ -73,4 +73,5 @@ class TrainLoader:
             document_ids_BL=torch.from_numpy(document_ids),
             domain_ids_BL=torch.from_numpy(domain_ids),
             valid_BL=torch.ones(documents.shape, dtype=torch.bool),
+            padded=False,
         )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moeworks.config.mixers import GQAConfig
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import l2_norm, make_norm
 from moeworks.layers.rope import apply_rope
@@ -36,13 +37,13 @@ class GQAttention(nn.Module):
         v_width = mixer.v_head_dim or width
         heads, kv_heads = mixer.num_heads * width, mixer.num_kv_heads * width
         outputs = mixer.num_heads * v_width
-        self.q_proj = nn.Linear(config.d_model, heads, bias=mixer.qkv_bias)
-        self.k_proj = nn.Linear(config.d_model, kv_heads, bias=mixer.qkv_bias)
-        self.v_proj = nn.Linear(config.d_model, mixer.num_kv_heads * v_width, bias=mixer.qkv_bias)
-        self.o_proj = nn.Linear(outputs, config.d_model, bias=mixer.output_bias)
+        self.q_proj = make_linear(config.d_model, heads, bias=mixer.qkv_bias)
+        self.k_proj = make_linear(config.d_model, kv_heads, bias=mixer.qkv_bias)
+        self.v_proj = make_linear(config.d_model, mixer.num_kv_heads * v_width, bias=mixer.qkv_bias)
+        self.o_proj = make_linear(outputs, config.d_model, bias=mixer.output_bias)
         self.gate_proj = None
         if mixer.output_gate:
-            self.gate_proj = nn.Linear(config.d_model, outputs, bias=mixer.qkv_bias)
+            self.gate_proj = make_linear(config.d_model, outputs, bias=mixer.qkv_bias)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if mixer.qk_norm and mixer.qk_norm_kind != "l2":
@@ -50,6 +51,10 @@ class GQAttention(nn.Module):
             self.q_norm = make_norm(config, heads if flat else width)
             self.k_norm = make_norm(config, kv_heads if flat else width)
         self.sinks = nn.Parameter(torch.zeros(mixer.num_heads)) if mixer.sinks else None
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.o_proj.weight,)
 
     def forward(self, x_BLD: Tensor, inputs: MixerInputs, cache: LayerCache | None = None) -> Tensor:
         """y [B, L, D]."""
@@ -91,7 +96,7 @@ class GQAttention(nn.Module):
         return l2_norm(x, self.eps) if self.mixer.qk_norm and self.mixer.qk_norm_kind == "l2" else norm(x)
 
     def _temperature(self, inputs: MixerInputs) -> Tensor:
-        """[L, 1] or [B, 1, L, 1]: what queries are multiplied with (Llama 4's layers without positions)."""
+        """[L, 1] or [B, 1, L, 1]: the factor of queries by position (Llama 4's layers without rope)."""
         assert inputs.positions is not None and self.mixer.temperature_floor is not None
         steps = torch.floor((inputs.positions.float() + 1) / self.mixer.temperature_floor)
         return (torch.log1p(steps) * self.mixer.temperature_scale + 1).unsqueeze(-1)

@@ -71,7 +71,7 @@ class ExpertChoiceRouting(Choice):
         return in_each_pool(choose, ranking_TE, context.token_types_T, self.pools, none_TE)
 
     def _share_of(self, number: int) -> float:
-        """Of a type's tokens, those that each expert of its pool takes."""
+        """The tokens of one type that each expert of the type's pool takes."""
         return min(self.options.capacity_factor * self.config.top_k / len(self.pools[number]), 1.0)
 
     def _above(self, scores: Scores, context: RoutingContext) -> Tensor:

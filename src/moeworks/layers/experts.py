@@ -38,15 +38,16 @@ class Experts(nn.Module):
             else:
                 init_matrix_(parameter)
 
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.down_proj,)
+
     def forward(self, x_TD: Tensor, routing: Routing, shared: SharedWeights | None = None) -> Tensor:
         """y [T, D]: the weighted outputs of each token's experts, in the dtype that autocast asks for.
 
         With `shared` the output of the shared experts is added.
         """
         x_TD, weights = self._inputs(x_TD)
-        if shared is not None:
-            up, down = shared.up_proj.to(x_TD.dtype), shared.down_proj.to(x_TD.dtype)
-            shared = SharedWeights(up, down, shared.weights_T)
         y_TD = run_experts(x_TD, routing, weights, self.backend, shared)
         return y_TD if self.mixed_bias is None else y_TD + self.mixed_bias.to(y_TD.dtype)
 
@@ -56,19 +57,22 @@ class Experts(nn.Module):
         return f"{name}: {reason}"
 
     def _inputs(self, x_TD: Tensor) -> tuple[Tensor, ExpertWeights]:
-        """The input and the weights in one dtype: autocast does not reach into custom operators."""
+        """The input in the dtype to compute in, and the weights as they are.
+
+        Autocast does not reach into custom operators, and rounding the matrices of all experts would take far
+        longer than a few tokens do: backends round those that they read.
+        """
         device = x_TD.device.type
-        dtype = self.down_proj.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
         up, up_bias = (getattr(self, name) for name in self._up_names)
+        autocast = torch.is_autocast_enabled(device)
         weights = ExpertWeights(
-            up_proj=up.to(dtype),
-            down_proj=self.down_proj.to(dtype),
-            up_bias=None if up_bias is None else up_bias.to(dtype),
-            down_bias=None if self.down_bias is None else self.down_bias.to(dtype),
+            up_proj=up,
+            down_proj=self.down_proj.to(up.dtype),
+            up_bias=None if up_bias is None else up_bias.to(up.dtype),
+            down_bias=None if self.down_bias is None else self.down_bias.to(up.dtype),
             activation=self.config.activation,
             weights_on=self.config.weights_on,
             recompute=self.config.recompute_experts,
+            num_without_weights=self.config.num_routes - self.config.num_experts,
         )
-        return x_TD.to(dtype), weights
+        return x_TD.to(torch.get_autocast_dtype(device) if autocast else up.dtype), weights

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moeworks.config.mixers import GatedDeltaConfig
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import RMSNorm
 from moeworks.ops.delta import DeltaInputs, causal_conv, gated_delta
@@ -34,20 +35,20 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         self.mixer = mixer
         channels, heads = 2 * mixer.key_width + mixer.value_width, mixer.num_value_heads
-        self.qkv_proj = nn.Linear(config.d_model, channels, bias=False)
+        self.qkv_proj = make_linear(config.d_model, channels)
         self.gate_latent_proj = self.decay_latent_proj = None
         if mixer.latent_rank is not None:
-            self.gate_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
-            self.decay_latent_proj = nn.Linear(config.d_model, mixer.latent_rank, bias=False)
+            self.gate_latent_proj = make_linear(config.d_model, mixer.latent_rank)
+            self.decay_latent_proj = make_linear(config.d_model, mixer.latent_rank)
         source = mixer.latent_rank or config.d_model
-        self.gate_proj = nn.Linear(source, mixer.value_width, bias=False)
-        self.beta_proj = nn.Linear(config.d_model, heads, bias=False)
-        self.decay_proj = nn.Linear(source, mixer.num_decays, bias=False)
+        self.gate_proj = make_linear(source, mixer.value_width)
+        self.beta_proj = make_linear(config.d_model, heads)
+        self.decay_proj = make_linear(source, mixer.num_decays)
         self.conv = nn.Parameter(torch.empty(channels, mixer.conv_kernel))
         self.decay_bias = nn.Parameter(torch.empty(mixer.num_decays))
         self.log_rate = nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(mixer.value_head_dim, eps=config.norm_eps)
-        self.o_proj = nn.Linear(mixer.value_width, config.d_model, bias=False)
+        self.o_proj = make_linear(mixer.value_width, config.d_model)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -58,19 +59,24 @@ class GatedDeltaNet(nn.Module):
         nn.init.ones_(self.decay_bias)
         self.log_rate.uniform_(0.01, 16).log_()
 
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.o_proj.weight,)
+
     def forward(self, x_BLD: Tensor, inputs: MixerInputs, cache: RecurrentCache | None = None) -> Tensor:
         """y [B, L, D]."""
         mixer, length = self.mixer, x_BLD.shape[1]
         if inputs.padding_BL is not None:
             x_BLD = x_BLD.masked_fill(inputs.padding_BL.unsqueeze(-1), 0.0)
-        segments_BL = _segments(inputs.document_ids_BL)
+        segments_BS = _segments(inputs.document_ids_BS)
         mixed = self.qkv_proj(x_BLD)
         if cache is not None and cache.conv is not None:
             mixed = torch.cat([cache.conv.to(mixed.dtype), mixed], dim=1)
-        convolved = F.silu(causal_conv(mixed, self.conv, segments_BL))[:, -length:]
-        out, state = gated_delta(
-            self._inputs(convolved, x_BLD), None if cache is None else cache.state, segments_BL
-        )
+        near = None if segments_BS is None else segments_BS[:, -mixed.shape[1] :]
+        convolved = F.silu(causal_conv(mixed, self.conv, near))[:, -length:]
+        segments_BL = None if segments_BS is None else segments_BS[:, -length:]
+        state = None if cache is None else _state_of_document(cache.state, segments_BS, length)
+        out, state = gated_delta(self._inputs(convolved, x_BLD), state, segments_BL)
         if cache is not None:
             cache.advance(mixed[:, max(mixed.shape[1] - mixer.conv_kernel + 1, 0) :], state, length)
         source = x_BLD if self.gate_latent_proj is None else self.gate_latent_proj(x_BLD)
@@ -98,9 +104,17 @@ class GatedDeltaNet(nn.Module):
         return DeltaInputs(q, k, v, log_decay.transpose(1, 2), beta.transpose(1, 2))
 
 
-def _segments(document_ids_BL: Tensor | None) -> Tensor | None:
-    """int64 [B, L]: the number of boundaries before each token."""
-    if document_ids_BL is None:
+def _state_of_document(state: Tensor | None, segments_BS: Tensor | None, length: int) -> Tensor | None:
+    """The state before the last `length` tokens, 0 in rows where these begin a document."""
+    if state is None or segments_BS is None:
+        return state
+    goes_on_B = segments_BS[:, -length - 1] == segments_BS[:, -length]
+    return state.masked_fill(~goes_on_B[:, None, None, None], 0.0)
+
+
+def _segments(document_ids_BS: Tensor | None) -> Tensor | None:
+    """int64 [B, S]: the number of boundaries before each token."""
+    if document_ids_BS is None:
         return None
-    new = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+    new = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
     return F.pad(new.long().cumsum(dim=1), (1, 0))

@@ -1,4 +1,8 @@
-"""Initial weights."""
+"""Initial weights.
+
+A layer chooses how its own parameters start, and says in `residual_projections` which of them write into the
+residual stream: how many layers share that stream is known to the model alone (models/init.py).
+"""
 
 from torch import Tensor, nn
 
@@ -11,3 +15,11 @@ def init_matrix_(weight: Tensor) -> Tensor:
     """
     bound = weight.shape[-1] ** -0.5
     return nn.init.uniform_(weight, -bound, bound)
+
+
+def make_linear(in_features: int, out_features: int, *, bias: bool = False) -> nn.Linear:
+    """A linear map with the weights of nn.Linear and a bias that starts at 0."""
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear

@@ -16,13 +16,13 @@ class MixerInputs:
     """What all layers with one mixer share in one forward pass."""
 
     rope: Tensor | None = None
-    """float32 [2, L, dim/2], or [2, B, 1, L, dim/2] where rows start at different positions."""
+    """float32 or float64 [2, L, dim/2], or [2, B, 1, L, dim/2] where rows start at different positions."""
     positions: Tensor | None = None
     """int64 [L] or [B, 1, L], counted from each row's first token that is no padding."""
     mask: DocumentMask | None = None
     """What a query may see; None: all earlier positions."""
-    document_ids_BL: Tensor | None = None
-    """int64, for recurrences; None: a row is one document."""
+    document_ids_BS: Tensor | None = None
+    """int64, for recurrences, those of the cache's positions first; None: a row is one document."""
     padding_BL: Tensor | None = None
     """bool, True for padding at the start of a row; None: there is none."""
 
@@ -35,10 +35,12 @@ class Slots:
     """L."""
     start: int = 0
     """Tokens before them, in the cache."""
-    document_ids_BL: Tensor | None = None
-    """Documents of a packed batch, without a cache."""
+    document_ids_BS: Tensor | None = None
+    """int64, documents of a packed batch, of the slots 0 to `stop`; None: a row is one document."""
     left_padding_B: Tensor | None = None
     """int64, padding at the start of each row, in the cache or in these tokens; None: there is none."""
+    dtype: torch.dtype = torch.float32
+    """The dtype of rotary angles: float64 in a float64 model."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -49,39 +51,32 @@ class Slots:
 
 def mixer_inputs(mixer: MixerConfig, model: ModelConfig, slots: Slots, first_key: int = 0) -> MixerInputs:
     """The inputs of every layer with `mixer`; its cache holds the keys from slot `first_key` on."""
-    places_L = torch.arange(slots.start, slots.stop, device=slots.device)
-    documents = slots.document_ids_BL if mixer.mask_documents else None
-    padding_BL = None
-    if slots.left_padding_B is not None:
-        padding_BL = places_L - slots.left_padding_B[:, None] < 0
+    documents = slots.document_ids_BS if mixer.mask_documents else None
+    places = _places(slots)
+    padding_BL = None if slots.left_padding_B is None else places[:, slots.start :] < 0
     if isinstance(mixer, GatedDeltaConfig):
-        return MixerInputs(document_ids_BL=documents, padding_BL=padding_BL)
-    keys_S = torch.arange(first_key, slots.stop, device=slots.device)
-    if slots.left_padding_B is not None:
-        queries, keys = (p - slots.left_padding_B[:, None] for p in (places_L, keys_S))
-        queries, keys = queries[:, None], keys[:, None]
-    elif documents is not None and _knows_places(mixer):
-        queries = keys = _document_positions(documents)[:, None]
-    else:
-        queries, keys = places_L, keys_S
+        return MixerInputs(document_ids_BS=documents, padding_BL=padding_BL)
+    if documents is not None and _knows_places(mixer):
+        places = _document_positions(documents, places)
+    if places.dim() == 2:
+        places = places[:, None]
+    queries, keys = places[..., slots.start :], places[..., first_key:]
     positions = queries if padding_BL is None else queries.clamp(min=0)
     return MixerInputs(
-        rope=_angles(mixer, model, positions, slots.stop),
+        rope=_angles(mixer, model, positions, slots),
         positions=positions,
         mask=_mask(mixer, slots, queries, keys, documents, first_key),
-        document_ids_BL=documents,
+        document_ids_BS=documents,
         padding_BL=padding_BL,
     )
 
 
 def token_positions(slots: Slots) -> Tensor:
     """int64 [L] or [B, L], counted from the start of each document, or from the first token of a row."""
-    if slots.document_ids_BL is not None:
-        return _document_positions(slots.document_ids_BL)
-    places_L = torch.arange(slots.start, slots.stop, device=slots.device)
-    if slots.left_padding_B is None:
-        return places_L
-    return (places_L - slots.left_padding_B[:, None]).clamp(min=0)
+    places = _places(slots)
+    if slots.document_ids_BS is not None:
+        places = _document_positions(slots.document_ids_BS, places)
+    return places[..., slots.start :].clamp(min=0)
 
 
 def _knows_places(mixer: MixerConfig) -> bool:
@@ -94,22 +89,28 @@ def _knows_places(mixer: MixerConfig) -> bool:
     return weighted or mixer.chunk is not None or mixer.temperature_floor is not None
 
 
-def _document_positions(document_ids_BL: Tensor) -> Tensor:
-    """int64 [B, L], counted from the first token of each document."""
-    places_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device)
-    starts_BL = torch.zeros_like(document_ids_BL)
-    starts_BL[:, 1:] = places_L[1:] * (document_ids_BL[:, 1:] != document_ids_BL[:, :-1])
-    return places_L - starts_BL.cummax(dim=1).values
+def _places(slots: Slots) -> Tensor:
+    """int64 [S] or [B, S], slots counted from the first token of a row; negative for padding before it."""
+    places_S = torch.arange(slots.stop, device=slots.device)
+    return places_S if slots.left_padding_B is None else places_S - slots.left_padding_B[:, None]
 
 
-def _angles(mixer: MixerConfig, model: ModelConfig, positions: Tensor, longest: int) -> Tensor | None:
+def _document_positions(document_ids_BS: Tensor, places: Tensor) -> Tensor:
+    """int64 [B, S]: `places`, [S] or [B, S], counted from the first token of each document."""
+    places_BS = places.expand_as(document_ids_BS)
+    starts_BS = torch.zeros_like(document_ids_BS)
+    starts_BS[:, 1:] = places_BS[:, 1:] * (document_ids_BS[:, 1:] != document_ids_BS[:, :-1])
+    return places_BS - starts_BS.cummax(dim=1).values
+
+
+def _angles(mixer: MixerConfig, model: ModelConfig, positions: Tensor, slots: Slots) -> Tensor | None:
     if isinstance(mixer, GatedDeltaConfig) or not mixer.rope.enabled:
         return None
     if isinstance(mixer, MLAConfig):
         width = mixer.rope_head_dim
     else:
         width = model.gqa_head_dim(mixer) if isinstance(mixer, GQAConfig) else mixer.head_dim
-    return rope_angles(positions, mixer.rope_theta, mixer.rope, width, longest=longest)
+    return rope_angles(positions, mixer.rope_theta, mixer.rope, width, longest=slots.stop, dtype=slots.dtype)
 
 
 def _mask(
@@ -117,20 +118,26 @@ def _mask(
     slots: Slots,
     queries: Tensor,
     keys: Tensor,
-    documents_BL: Tensor | None,
+    documents_BS: Tensor | None,
     first_key: int,
 ) -> DocumentMask | None:
     """None where plain causal attention over all keys is right."""
     window, chunk = (mixer.window, mixer.chunk) if isinstance(mixer, GQAConfig) else (None, None)
-    bounded = (window is not None and slots.stop - first_key > window) or (
-        chunk is not None and first_key // chunk != (slots.stop - 1) // chunk
-    )
+    if documents_BS is not None:
+        documents_BS = documents_BS[:, first_key:]
+    bounded = window is not None and slots.stop - first_key > window
+    if chunk is not None:
+        # Chunks count from a document's start: behind dropped keys slots do not tell where one ends.
+        moved = documents_BS is not None and first_key > 0
+        bounded = bounded or moved or first_key // chunk != (slots.stop - 1) // chunk
     if not bounded and slots.left_padding_B is None:
-        return None if documents_BL is None else document_mask(documents_BL)
+        return None if documents_BS is None else document_mask(documents_BS, slots.length)
     mask = visible(queries, keys, window=window, chunk=chunk)
-    if documents_BL is not None:
-        mask = mask & (documents_BL[:, None, :, None] == documents_BL[:, None, None, :])
-        mask = mask & visible(*(torch.arange(slots.length, device=slots.device),) * 2)
+    if documents_BS is not None:
+        slots_S = torch.arange(first_key, slots.stop, device=slots.device)
+        queries_L = slots_S[-slots.length :]
+        mask = mask & (documents_BS[:, None, -slots.length :, None] == documents_BS[:, None, None, :])
+        mask = mask & visible(queries_L, slots_S)
     if mask.dim() == 2:
         mask = mask[None, None]
     return DocumentMask(None, mask)

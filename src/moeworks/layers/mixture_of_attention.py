@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from moeworks.config.mixers import MixtureOfAttentionConfig
 from moeworks.config.model import ModelConfig, RouterConfig
 from moeworks.layers.attention import LayerCache
-from moeworks.layers.init import init_matrix_
+from moeworks.layers.init import init_matrix_, make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.rope import apply_rope
 from moeworks.layers.router import Router
@@ -35,9 +35,13 @@ class MixtureOfAttention(nn.Module):
         width = mixer.num_kv_heads * mixer.head_dim
         router = RouterConfig(num_experts=mixer.num_experts, top_k=mixer.top_k, score_order="after_top_k")
         self.router = Router(router, config.d_model)
-        self.kv_proj = nn.Linear(config.d_model, 2 * width, bias=False)
+        self.kv_proj = make_linear(config.d_model, 2 * width)
         self.experts = AttentionExperts(mixer.num_experts, config.d_model, width)
         self.output_bias = nn.Parameter(torch.zeros(config.d_model)) if mixer.output_bias else None
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.experts.o_proj,)
 
     def forward(
         self, x_BLD: Tensor, inputs: MixerInputs, cache: LayerCache | None = None
@@ -75,4 +79,5 @@ class MixtureOfAttention(nn.Module):
 def _grouped(x_ND: Tensor, weight: Tensor, rows: list[int]) -> Tensor:
     """Rows sorted by expert times that expert's matrix [E, out, in]."""
     pieces = zip(x_ND.split(rows), weight.unbind(0), strict=True)
-    return torch.cat([nn.functional.linear(piece, matrix) for piece, matrix in pieces])
+    # Autocast would convert the matrices of experts without tokens as well.
+    return torch.cat([nn.functional.linear(piece, matrix) for piece, matrix in pieces if len(piece)])

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from moeworks.config.mixers import IndexerConfig, MLAConfig
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import RMSNorm
+from moeworks.layers.plain import is_plain
 from moeworks.layers.rope import apply_rope, yarn_mscale
 from moeworks.ops.attention import DocumentMask, causal_attention
 
@@ -42,16 +44,16 @@ class MLAttention(nn.Module):
         width, heads, eps = config.d_model, mixer.num_heads, mixer.latent_eps
         queries = heads * mixer.qk_head_dim
         if mixer.q_lora_rank is None:
-            self.q_proj = nn.Linear(width, queries, bias=False)
+            self.q_proj = make_linear(width, queries)
         else:
-            self.q_a_proj = nn.Linear(width, mixer.q_lora_rank, bias=mixer.bias)
+            self.q_a_proj = make_linear(width, mixer.q_lora_rank, bias=mixer.bias)
             self.q_a_norm = RMSNorm(mixer.q_lora_rank, eps=eps)
-            self.q_b_proj = nn.Linear(mixer.q_lora_rank, queries, bias=False)
-        self.kv_a_proj = nn.Linear(width, mixer.kv_lora_rank + mixer.rope_head_dim, bias=mixer.bias)
+            self.q_b_proj = make_linear(mixer.q_lora_rank, queries)
+        self.kv_a_proj = make_linear(width, mixer.kv_lora_rank + mixer.rope_head_dim, bias=mixer.bias)
         self.kv_a_norm = RMSNorm(mixer.kv_lora_rank, eps=eps)
         expanded = heads * (mixer.nope_head_dim + mixer.v_head_dim)
-        self.kv_b_proj = nn.Linear(mixer.kv_lora_rank, expanded, bias=False)
-        self.o_proj = nn.Linear(heads * mixer.v_head_dim, width, bias=mixer.bias)
+        self.kv_b_proj = make_linear(mixer.kv_lora_rank, expanded)
+        self.o_proj = make_linear(heads * mixer.v_head_dim, width, bias=mixer.bias)
         self.scale = _scale(mixer)
         self.q_scale = self.latent_scale = 1.0
         if mixer.scale_latents and mixer.q_lora_rank is not None:
@@ -60,6 +62,10 @@ class MLAttention(nn.Module):
         self.indexer = None
         if mixer.own_indexer is not None:
             self.indexer = Indexer(config, mixer, mixer.own_indexer)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.o_proj.weight,)
 
     def forward(
         self,
@@ -102,12 +108,14 @@ class MLAttention(nn.Module):
             mask = chosen = self.indexer.choose(x_BLD, q_latent, rows[2], inputs)
         elif mixer.indexer is not None:
             mask = chosen
-        attend = self._absorbed if past and self._absorbing_is_less_work(x_BLD.shape[1]) else self._expanded
+        # Absorbing reads the weights of kv_b_proj: where calling it does more, it must be called.
+        absorb = past and is_plain(self.kv_b_proj, nn.Linear) and self._absorbing_is_less_work(x_BLD.shape[1])
+        attend = self._absorbed if absorb else self._expanded
         out_BHLV = attend(q_nope, q_rope, latent, k_rope, mask)
         return self.o_proj(out_BHLV.transpose(1, 2).flatten(2)), chosen
 
     def _temperature(self, inputs: MixerInputs, floor: int) -> Tensor:
-        """[L, 1] or [B, 1, L, 1]: what queries are multiplied with (Mistral 4)."""
+        """[L, 1] or [B, 1, L, 1]: the factor of queries by their position (Mistral 4)."""
         assert inputs.positions is not None
         steps = torch.floor(inputs.positions.float() / floor)
         return (torch.log1p(steps) * self.mixer.temperature_scale + 1).unsqueeze(-1)
@@ -126,7 +134,7 @@ class MLAttention(nn.Module):
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: DocumentMask | None
     ) -> Tensor:
-        """The same with the latents as keys and values of one head that all queries share."""
+        """`_expanded` with the latents as keys and values of one head that all queries share."""
         mixer = self.mixer
         weight = self.kv_b_proj.weight.to(latent.dtype).unflatten(0, (mixer.num_heads, -1))
         to_key, to_value = weight.split([mixer.nope_head_dim, mixer.v_head_dim], dim=1)
@@ -149,10 +157,10 @@ class Indexer(nn.Module):
         super().__init__()
         assert mixer.q_lora_rank is not None
         self.index, self.turned = index, mixer.rope_head_dim
-        self.q_proj = nn.Linear(mixer.q_lora_rank, index.num_heads * index.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.d_model, index.head_dim, bias=False)
+        self.q_proj = make_linear(mixer.q_lora_rank, index.num_heads * index.head_dim)
+        self.k_proj = make_linear(config.d_model, index.head_dim)
         self.k_norm = nn.LayerNorm(index.head_dim, eps=_INDEXER_EPS)
-        self.weights_proj = nn.Linear(config.d_model, index.num_heads, bias=False)
+        self.weights_proj = make_linear(config.d_model, index.num_heads)
 
     @torch.no_grad()
     def key(self, x_BLD: Tensor, inputs: MixerInputs) -> Tensor:
@@ -194,7 +202,7 @@ def _allowed(mask: DocumentMask | None, x_BLD: Tensor, keys: int) -> Tensor:
 
 
 def _scale(mixer: MLAConfig) -> float:
-    """Of the scores; YaRN with mscale_all_dim sharpens the softmax (DeepSeek-V2's published model.py)."""
+    """The factor of the scores; YaRN's mscale_all_dim sharpens the softmax (DeepSeek-V2's model.py)."""
     scale = mixer.softmax_scale or mixer.qk_head_dim**-0.5
     rope = mixer.rope
     if rope.scaling == "yarn" and rope.mscale_all_dim:

@@ -3,7 +3,10 @@
 from torch import Tensor, nn
 
 from moeworks.config.model import GATED, Activation
+from moeworks.layers.init import make_linear
+from moeworks.layers.plain import is_plain
 from moeworks.ops.activations import activate
+from moeworks.ops.native.use import are_plain
 
 
 class MLP(nn.Module):
@@ -13,25 +16,27 @@ class MLP(nn.Module):
         super().__init__()
         self.activation: Activation = activation
         if activation in GATED:
-            self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=bias)
+            self.gate_up_proj = make_linear(d_model, 2 * d_ff, bias=bias)
         else:
-            self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+            self.up_proj = make_linear(d_model, d_ff, bias=bias)
+        self.down_proj = make_linear(d_ff, d_model, bias=bias)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        return (self.down_proj.weight,)
 
     def plain_weights(self) -> tuple[Tensor, Tensor] | None:
         """The weights [2F, D] (or [F, D]) and [D, F] if this block is nothing but them.
 
-        None when it has biases, or when a projection was replaced or hooked (an adapter, a quantised one):
-        then only calling the block computes what it does.
+        None when it has biases, or when calling it does more than multiply by them (hooks, adapters,
+        quantised projections): then only calling the block computes what it does.
         """
-        up = self.gate_up_proj if self.activation in GATED else self.up_proj
-        for module in (self, up, self.down_proj):
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-                return None
-        for linear in (up, self.down_proj):
-            if type(linear) is not nn.Linear or linear.bias is not None:
-                return None
-        return up.weight, self.down_proj.weight
+        up, down = self.gate_up_proj if self.activation in GATED else self.up_proj, self.down_proj
+        if not (is_plain(self, MLP) and is_plain(up, nn.Linear) and is_plain(down, nn.Linear)):
+            return None
+        if up.bias is not None or down.bias is not None or not are_plain(up.weight, down.weight):
+            return None
+        return up.weight, down.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""

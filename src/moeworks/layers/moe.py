@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moeworks.config.model import MoEConfig
 from moeworks.errors import check
 from moeworks.layers.experts import Experts
+from moeworks.layers.init import make_linear
 from moeworks.layers.mlp import MLP
 from moeworks.layers.replay import replayed
 from moeworks.layers.routers import RouterFunction, build_router, own_router
@@ -47,7 +48,12 @@ class MoE(nn.Module):
         if config.num_shared_experts:
             self.shared = MLP(config.d_model, config.shared_width, config.activation)
             if config.shared_token_gate:
-                self.shared_token_gate = nn.Linear(config.d_model, 1, bias=False)
+                self.shared_token_gate = make_linear(config.d_model, 1)
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream: those of the routed and of the shared experts."""
+        shared = () if self.shared is None else self.shared.residual_projections()
+        return (*self.experts.residual_projections(), *shared)
 
     def forward(
         self,
@@ -64,8 +70,8 @@ class MoE(nn.Module):
 
         Args:
             x: [..., D], any leading dimensions, T tokens in all.
-            valid: bool [...], False for padding: such tokens reach no routed expert, take no capacity and
-                count in no loss.
+            valid: bool [...], False for padding: such tokens reach no routed expert, take no capacity, count
+                in no loss, and may hold anything, NaN included.
             sequence_ids: int64 [...], the sequence (packed document) of each token, for the sequence-wise
                 loss. None: each [L, D] slice of x is a sequence.
             token_ids, token_types: int64 [...], what the tokens are and of which kind, for routers that ask.
@@ -86,6 +92,9 @@ class MoE(nn.Module):
             token_types_T=_per_token(token_types, x, "token_types"),
             positions_T=_places(x) if positions is None else _per_token(positions, x, "positions"),
         )
+        if context.valid_T is not None:
+            # Padding may hold infinity or NaN: 0 times that is NaN, in the gradients of weights as well.
+            x_TD = x_TD.masked_fill(~context.valid_T.unsqueeze(1), 0.0)
         routing = self.router(x_TD, context)
         if replay is None:
             routing = apply_capacity(routing, self.config, training=self.training)

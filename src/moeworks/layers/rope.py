@@ -22,9 +22,15 @@ def rope_table(max_seq_len: int, head_dim: int, theta: float) -> Tensor:
 
 
 def rope_angles(
-    positions: Tensor, theta: float, rope: RopeConfig, head_dim: int, *, longest: int = 0
+    positions: Tensor,
+    theta: float,
+    rope: RopeConfig,
+    head_dim: int,
+    *,
+    longest: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """float32 [2, *positions, dim/2]: cosines and sines, times the scaling's attention factor.
+    """[2, *positions, dim/2]: cosines and sines, times the scaling's attention factor.
 
     Args:
         positions: int64, any shape.
@@ -32,12 +38,13 @@ def rope_angles(
         rope: the scaling, and how much of a head turns.
         head_dim: width of a head.
         longest: length of the whole sequence, by which LongRoPE chooses its factors.
+        dtype: of the result; it is computed in float64.
     """
     long = rope.scaling == "longrope" and longest > (rope.original_max_seq_len or 0)
     frequencies = rope_frequencies(theta, rope, rope.dim or head_dim, long=long)
     radians = torch.tensor(frequencies, dtype=torch.float64, device=positions.device)
     angles = positions.to(torch.float64).unsqueeze(-1) * radians
-    return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).float()
+    return (torch.stack([angles.cos(), angles.sin()]) * attention_factor(rope, long=long)).to(dtype)
 
 
 def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = False) -> tuple[float, ...]:
@@ -61,7 +68,7 @@ def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = F
 
 
 def attention_factor(rope: RopeConfig, *, long: bool = False) -> float:
-    """What cosines and sines are multiplied with."""
+    """The factor that multiplies cosines and sines."""
     if rope.scaling == "longrope":
         mscale = rope.long_mscale if long else rope.short_mscale
         if mscale is not None:
@@ -98,7 +105,7 @@ def apply_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] =
 
 
 def reference_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] = "half") -> Tensor:
-    """The same in torch's functions."""
+    """apply_rope in torch's functions, for every style, dtype and device."""
     cos, sin = table.to(x.dtype)
     dim = 2 * table.shape[-1]
     turned, still = (x, None) if x.shape[-1] == dim else (x[..., :dim], x[..., dim:])
@@ -112,11 +119,11 @@ def reference_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved
 
 
 def _yarn_kept(theta: float, rope: RopeConfig, dim: int) -> list[float]:
-    """1 where a frequency stays, 0 where it is stretched in full, a ramp between."""
+    """YaRN's shares of the unscaled frequencies: 1 (kept) to 0 (stretched in full)."""
     context = rope.original_max_seq_len or 1
 
     def dimension(turns: float) -> float:
-        """The dimension that turns so often in the original context."""
+        """The dimension whose angle makes `turns` turns in the original context."""
         return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
@@ -129,7 +136,7 @@ def _yarn_kept(theta: float, rope: RopeConfig, dim: int) -> list[float]:
 
 
 def _llama3_kept(plain: list[float], rope: RopeConfig) -> list[float]:
-    """The same by how often a frequency turns in the original context."""
+    """Llama 3's shares of the unscaled frequencies, by how often each turns in the original context."""
     context, low, high = rope.original_max_seq_len or 1, rope.low_freq_factor, rope.high_freq_factor
     turns = [context * f / (2 * math.pi) for f in plain]
     if high == low:

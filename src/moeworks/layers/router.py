@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.router import RouterConfig
-from moeworks.errors import check
+from moeworks.errors import ConfigError
 from moeworks.layers.init import init_matrix_
 from moeworks.ops.choices.quantile import balancing_prices, bias_towards_prices
 from moeworks.ops.losses import updated_expert_bias
@@ -84,14 +84,11 @@ class RouterModule(Stateful):
 
         Raises ConfigError, as here, in a router that cannot weigh experts that it has not chosen.
         """
-        check(
-            False,
-            "replay.weights",
-            "recomputed",
-            f"{type(self).__name__} does not say how it weighs given experts: derive the router from"
-            " moeworks.layers.router.RouterModule and define replayed(), or take 'recorded'",
+        raise ConfigError(
+            f"replay.weights = 'recomputed': {type(self).__name__} cannot weigh experts that it did not"
+            " choose; derive the router from moeworks.layers.router.RouterModule and define replayed(), or"
+            " set replay.weights to 'recorded'"
         )
-        return routing
 
 
 class Choice(Stateful):
@@ -149,7 +146,7 @@ class Router(RouterModule):
             return self.choice.choose(self.scores(at_least_float32(x_TD), context), context)
 
     def scores(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        """Of tokens in float32 or float64."""
+        """The scores of tokens in float32 or float64."""
         config = self.config
         scale = self._noise_scale() if self.training and config.noisy else 0.0
         noise_std_TE = None
@@ -169,7 +166,7 @@ class Router(RouterModule):
         )
 
     def looks_ahead(self) -> str | None:
-        """As the config's choice says."""
+        """Why the present mode's choice depends on later tokens; None where it does not."""
         return self.config.choice.looks_ahead(training=self.training)
 
     def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
@@ -180,7 +177,7 @@ class Router(RouterModule):
         return replace(routing, expert_ids_TK=expert_ids_TK, routing_weights_TK=weights_TK, variable=variable)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """Those of the choice, and the counts that move expert_bias."""
+        """The statistics of the choice, and the counts that move expert_bias."""
         sums = self.choice.statistics(routing, balance)
         if self.expert_bias is None or balance.bias_rule == "none":
             return sums

@@ -74,7 +74,7 @@ class OwnRouter(RouterModule):
         self.config = config
 
     def reset_parameters(self) -> None:
-        """As the router's own modules do; there is none for a function."""
+        """Reset the parameters of the wrapped module and its parts; a function has none."""
         for module in self.route.modules() if isinstance(self.route, nn.Module) else ():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

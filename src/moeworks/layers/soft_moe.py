@@ -40,7 +40,7 @@ class SoftMoE(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Of the slots only the direction matters; the scale starts at 1 (the authors' code)."""
+        """Slots start random, only their direction matters; the scale starts at 1, as published."""
         init_matrix_(self.slots)
         nn.init.ones_(self.scale)
 
@@ -90,7 +90,7 @@ class SoftMoE(nn.Module):
         return self.experts.explain_backend(x.reshape(-1, x.shape[-1]))
 
     def _mix_packed(self, x: Tensor, valid: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for sequences of several lengths: as rows that are padded to the longest."""
+        """`_mix` for sequences of several lengths, as rows that are padded to the longest."""
         x_TD = x.reshape(-1, x.shape[-1])
         there_T = torch.ones(x_TD.shape[:1], dtype=torch.bool, device=x.device)
         there_T = there_T if valid is None else valid.reshape(-1)

@@ -28,7 +28,7 @@ from moeworks.ops.routing import Routing
 
 @dataclass(frozen=True, eq=False)
 class BlockContext:
-    """What the blocks need beside the stream."""
+    """Facts about the tokens that blocks need besides the stream."""
 
     valid_BL: Tensor | None = None
     """bool, False for padding."""
@@ -37,11 +37,11 @@ class BlockContext:
     token_ids_BL: Tensor | None = None
     """int64, the tokens that the stream began with."""
     token_types_BL: Tensor | None = None
-    """int64, their kinds, where the caller says."""
+    """int64, the type of each token; None without types."""
     positions_BL: Tensor | None = None
-    """int64, their places in their sequences."""
+    """int64, the position of each token in its sequence."""
     replay: Replay | None = None
-    """Of one layer: the experts that its MoE is to choose."""
+    """A replay of one layer: the experts that its MoE must choose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +49,14 @@ class BlockRoutings:
     """The decisions that one layer took."""
 
     feed_forward: Routing | None = None
-    """Of its MoE."""
+    """The decision of its MoE layer; None in a dense block."""
     attention: Routing | None = None
-    """Of its mixture of attention."""
+    """The decision of its mixture of attention; None for other mixers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Carry:
-    """What a layer hands to later ones beside the stream."""
+    """Results of a layer that later ones need besides the stream."""
 
     shortcut_BLD: Tensor | None = None
     """The output of its MoE, which the next layer adds."""
@@ -90,6 +90,16 @@ class Block(nn.Module):
         if self.placement == "sandwich":
             self.attention_post_norm = make_norm(config, config.d_model)
             self.mlp_post_norm = make_norm(config, config.d_model)
+
+    @property
+    def moe(self) -> MoE | None:
+        """The block's MoE layer; None in a dense block."""
+        return self.mlp if isinstance(self.mlp, MoE) else self.shortcut
+
+    def residual_projections(self) -> tuple[Tensor, ...]:
+        """The matrices that write into the residual stream."""
+        parts = (self.attention, self.mlp, *(() if self.shortcut is None else (self.shortcut,)))
+        return tuple(weight for part in parts for weight in part.residual_projections())
 
     def forward(
         self,
@@ -155,7 +165,10 @@ def _with_context(routing: Routing, context: BlockContext) -> Routing:
     )
 
 
-def build_mixer(config: ModelConfig, mixer: MixerConfig) -> nn.Module:
+Mixer = GQAttention | MLAttention | GatedDeltaNet | MixtureOfAttention
+
+
+def build_mixer(config: ModelConfig, mixer: MixerConfig) -> Mixer:
     """The layer of a mixer's kind."""
     if isinstance(mixer, MLAConfig):
         return MLAttention(config, mixer)

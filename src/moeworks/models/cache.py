@@ -20,7 +20,7 @@ from moeworks.config.mixers import (
     MLAConfig,
 )
 from moeworks.config.model import ModelConfig
-from moeworks.errors import check
+from moeworks.errors import ConfigError, check
 
 
 class LayerKVCache:
@@ -205,6 +205,7 @@ class KVCache:
         """`left_padding_B`, int64: how many tokens at the start of each row are padding, in rows of unequal
         length; None: none are."""
         self.left_padding_B = left_padding_B
+        self._document_ids_BS: Tensor | None = None
         place = torch.device(device)
         self.layers: list[LayerCaches] = [
             _layer_cache(config, mixer, batch, max_len, dtype, place) for mixer in config.mixer_of_layers
@@ -214,6 +215,24 @@ class KVCache:
     def length(self) -> int:
         """Positions seen."""
         return self.layers[0].length
+
+    def extend_documents(self, document_ids_BL: Tensor | None) -> Tensor | None:
+        """Keep the documents of the next tokens; int64 [B, S], those of all positions up to the last of them.
+
+        None where a row is one document. Raises ConfigError where only some of the positions have ids.
+        """
+        past, held_BS = self.length, self._document_ids_BS
+        if past and (held_BS is None) != (document_ids_BL is None):
+            given = "missing" if document_ids_BL is None else "given"
+            held = "no" if held_BS is None else "their"
+            raise ConfigError(
+                f"document_ids_BL: {given}, while the {past} positions in the cache have {held} document ids;"
+                " pass them in all calls that share a cache, or in none"
+            )
+        if past and held_BS is not None and document_ids_BL is not None:
+            document_ids_BL = torch.cat([held_BS[:, :past], document_ids_BL], dim=1)
+        self._document_ids_BS = document_ids_BL
+        return document_ids_BL
 
     @property
     def forgets(self) -> bool:
@@ -246,6 +265,8 @@ class KVCache:
                 k_BGSP, v_BGSP = (t[:, :, : positions - theirs.first_key] for t in theirs.held())
                 mine.append(k_BGSP, v_BGSP)
             mine.length = positions  # pyrefly: ignore[read-only]
+        held_BS = other._document_ids_BS
+        self._document_ids_BS = None if held_BS is None else held_BS[:, :positions]
 
     @classmethod
     def stacked(cls, config: ModelConfig, rows: Sequence["KVCache"], max_len: int) -> "KVCache":
@@ -260,6 +281,14 @@ class KVCache:
         for mine, *theirs in zip(whole.layers, *(row.layers for row in rows), strict=True):
             mine.stack([layer.held() for layer in theirs])
             mine.length = longest  # pyrefly: ignore[read-only]
+        documents = [row._document_ids_BS for row in rows]
+        present = [
+            (ids[:, : row.length],) for ids, row in zip(documents, rows, strict=True) if ids is not None
+        ]
+        if present:
+            rule = "caches with documents and caches without cannot become one"
+            check(len(present) == len(rows), "cache.stacked", f"{len(present)} of {len(rows)}", rule)
+            (whole._document_ids_BS,) = _right_aligned(present, dim=1)
         return whole
 
     def values(self) -> int:

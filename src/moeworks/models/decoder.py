@@ -1,6 +1,7 @@
 """The decoder-only language model."""
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from moeworks.config.model import ModelConfig
 from moeworks.errors import ConfigError, check
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs, Slots, mixer_inputs, token_positions
 from moeworks.layers.moe import MoE
 from moeworks.layers.norm import make_norm
 from moeworks.models.block import NOTHING, Block, BlockContext, BlockRoutings
-from moeworks.models.cache import KVCache
-from moeworks.models.init import init_decoder_
+from moeworks.models.cache import KVCache, LayerCaches
+from moeworks.models.init import init_stream_
 from moeworks.models.mtp import MTPLayer
 from moeworks.models.origin import Origin
 from moeworks.ops.backends import Backend
@@ -21,19 +23,21 @@ from moeworks.ops.head import Head
 from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 
+_AHEAD_RULE = "the MTP layers run over whole rows: call without cache and last_only, or without ahead"
+
 
 @dataclass(frozen=True, eq=False)
 class DecoderOutput:
-    """What one forward pass returns."""
+    """The result of one forward pass."""
 
     hidden_BLD: Tensor
     """The stream after the last norm, which the head and MTP layers read, in the compute dtype."""
     head: Head
-    """What makes logits of it."""
+    """The output head, which makes logits of `hidden_BLD`."""
     routings: tuple[Routing, ...]
     """One per MoE layer, in layer order, over the B * L tokens."""
     attention_routings: tuple[Routing, ...] = ()
-    """The same for layers with a mixture of attention."""
+    """One per layer with a mixture of attention, in layer order, those of MTP layers last."""
     ahead_BLD: tuple[Tensor, ...] = ()
     """The streams of the MTP layers; the one at depth k (from 1) has L - k positions."""
 
@@ -44,7 +48,7 @@ class DecoderOutput:
 
     @property
     def ahead_BLV(self) -> tuple[Tensor, ...]:  # noqa: N802
-        """Of the MTP layer at depth k, logits [B, L - k, V]: position i predicts token i + 1 + k."""
+        """Logits [B, L - k, V] of the MTP layer at depth k: position i predicts token i + 1 + k."""
         return tuple(self.head.logits(hidden_BLD) for hidden_BLD in self.ahead_BLD)
 
 
@@ -72,9 +76,16 @@ class Decoder(nn.Module):
         self.final_norm = make_norm(config, config.d_model, config.norm.final_eps)
         self.lm_head = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+            self.lm_head = make_linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         self.mtp = nn.ModuleList(MTPLayer(config, backend=backend) for _ in range(config.num_mtp_layers))
-        init_decoder_(self, config.num_layers)
+        heads = [self.embed.weight] if self.lm_head is None else [self.embed.weight, self.lm_head.weight]
+        projections = [matrix for block in self.blocks for matrix in block.residual_projections()]
+        init_stream_(heads, projections, config.num_layers)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in layer order, those of the MTP layers last."""
+        return cast(list[Block], [*self.layers, *(layer.block for layer in self.mtp)])
 
     def forward(
         self,
@@ -94,7 +105,8 @@ class Decoder(nn.Module):
             tokens_BL: int64 token ids.
             document_ids_BL: int64; neighbours with different ids are different documents of a packed batch.
                 Attention does not cross them when attention.mask_documents is set, and each is a sequence of
-                its own for the sequence-wise loss.
+                its own for the sequence-wise loss. With a cache, which remembers those of earlier positions,
+                they are given in all calls or in none.
             valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
                 cache's `left_padding_B`.
             token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask; by
@@ -106,10 +118,14 @@ class Decoder(nn.Module):
                 over these B * L tokens, with a cache too. With `ahead` it may go on with the MTP layers',
                 which otherwise choose for themselves. Mixtures of attention always do.
 
-        Raises ConfigError when the positions exceed max_seq_len, for a replay that does not fit, and outside
-        of training when experts depend on later tokens.
+        Raises ConfigError when the positions exceed max_seq_len, for a replay or document ids that do not
+        fit, for `ahead` with a cache, and outside of training when experts depend on later tokens.
         """
         self._refuse_to_look_ahead()
+        check(not (ahead and (cache is not None or last_only)), "ahead", ahead, _AHEAD_RULE)
+        if document_ids_BL is not None:
+            given, want = tuple(document_ids_BL.shape), tuple(tokens_BL.shape)
+            check(given == want, "document_ids_BL", given, f"must have the shape of tokens_BL, {want}")
         if token_types_BL is None:
             token_types_BL = self.types_of(tokens_BL)
         inputs, context = self._context(tokens_BL, document_ids_BL, valid_BL, cache, token_types_BL)
@@ -121,14 +137,8 @@ class Decoder(nn.Module):
             layer_inputs = inputs[choices[index]]
             if forced:
                 context = replace(context, replay=forced.get(index))
-            if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
-                x_BLD, decided, carry = checkpoint(
-                    block, x_BLD, layer_inputs, context, None, carry, use_reentrant=False
-                )
-            else:
-                x_BLD, decided, carry = block(
-                    x_BLD, layer_inputs, context, cache and cache.layers[index], carry
-                )
+            layer_cache = cache and cache.layers[index]
+            x_BLD, decided, carry = self._run(block, x_BLD, layer_inputs, context, layer_cache, carry)
             routings.append(decided)
         hidden_BLD = self.final_norm(x_BLD[:, -1:] if last_only else x_BLD)
         predicted: list[Tensor] = []
@@ -166,12 +176,20 @@ class Decoder(nn.Module):
             inputs, context = self._context(tokens_BL, documents, valid, None, types)
             context = replace(context, replay=forced.get(self.config.num_layers + depth - 1))
             choice = 0 if self.config.layer_mixers is None else self.config.layer_mixers[self.config.mtp_like]
-            hidden_BLD, decided = layer(
-                hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context
+            hidden_BLD, decided = self._run(
+                layer, hidden_BLD[:, shorter], self.embed_tokens(tokens_BL), inputs[choice], context, None
             )
             predicted.append(hidden_BLD)
             routings.append(decided)
         return predicted, routings
+
+    def _run(self, layer: nn.Module, *arguments: Any) -> Any:
+        """The layer's result; with activation checkpointing its backward pass recomputes the activations."""
+        # A second run would append to a cache once more.
+        cached = any(isinstance(argument, LayerCaches) for argument in arguments)
+        if self.activation_checkpointing and torch.is_grad_enabled() and not cached:
+            return checkpoint(layer, *arguments, use_reentrant=False)
+        return layer(*arguments)
 
     def _replays(self, replay: Replay | None, *, ahead: bool) -> dict[int, Replay]:
         """The replay of each layer that has one, by index; MTP layers are numbered on."""
@@ -218,7 +236,14 @@ class Decoder(nn.Module):
         limit = self.config.max_seq_len
         check(stop <= limit, "positions", stop, f"exceed model.max_seq_len = {limit}")
         padding_B = None if cache is None else cache.left_padding_B
-        slots = Slots(tokens_BL.shape[1], start, document_ids_BL, padding_B, tokens_BL.device)
+        slots = Slots(
+            length=tokens_BL.shape[1],
+            start=start,
+            document_ids_BS=document_ids_BL if cache is None else cache.extend_documents(document_ids_BL),
+            left_padding_B=padding_B,
+            dtype=torch.float64 if self.embed.weight.dtype == torch.float64 else torch.float32,
+            device=tokens_BL.device,
+        )
         if padding_B is not None:
             present_BL = torch.arange(start, stop, device=tokens_BL.device) >= padding_B[:, None]
             valid_BL = present_BL if valid_BL is None else valid_BL & present_BL
@@ -237,16 +262,16 @@ class Decoder(nn.Module):
         )
 
     def _refuse_to_look_ahead(self) -> None:
-        """What predicts the next token must not know it: refuse, but in training, experts that do."""
+        """Raise ConfigError, except in training, where experts depend on the token to be predicted."""
         if self.training:
             return
-        for block in self.layers:
-            ahead = block.mlp.looks_ahead() if isinstance(block.mlp, MoE) else None
+        for block in self.blocks:
+            ahead = None if block.moe is None else block.moe.looks_ahead()
             if ahead is not None:
                 raise ConfigError(
                     f"model.router.choice = {self.config.router.choice.kind!r}, model.capacity.drop_policy ="
                     f" {self.config.capacity.drop_policy!r}: {ahead}; a loss in evaluation would know what it"
-                    " predicts, and generation could not repeat it: take a causal variant, or another kind"
+                    " predicts, and generation could not repeat it; choose a causal variant or another kind"
                 )
 
 
@@ -270,7 +295,7 @@ def _sequence_ids(tokens_BL: Tensor, document_ids_BL: Tensor | None) -> Tensor:
 
 
 def _computed(hidden_BLD: Tensor) -> Tensor:
-    """In the dtype that autocast computes in."""
+    """The hidden states in the dtype that autocast computes in."""
     device = hidden_BLD.device.type
     if not torch.is_autocast_enabled(device):
         return hidden_BLD

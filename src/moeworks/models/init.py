@@ -1,5 +1,7 @@
 """Initial weights of a whole decoder."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -24,16 +26,13 @@ class NoInit(TorchFunctionMode):
 
 
 @torch.no_grad()
-def init_decoder_(model: nn.Module, num_layers: int) -> None:
+def init_stream_(embeddings: Iterable[Tensor], projections: Iterable[Tensor], num_layers: int) -> None:
     """Embeddings N(0, 0.02); projections into the residual stream scaled by 1/sqrt(2 * layers).
 
     The scaling keeps the variance of the stream independent of depth (GPT-2, section 2.3). Everything else
-    keeps the scale that its layer chose.
+    keeps what its layer chose.
     """
-    for name, parameter in model.named_parameters():
-        if name in ("embed.weight", "lm_head.weight"):
-            nn.init.normal_(parameter, std=EMBEDDING_STD)
-        elif name.endswith((".bias", "_bias")):
-            nn.init.zeros_(parameter)
-        elif name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
-            parameter.mul_((2 * num_layers) ** -0.5)
+    for embedding in embeddings:
+        nn.init.normal_(embedding, std=EMBEDDING_STD)
+    for projection in projections:
+        projection.mul_((2 * num_layers) ** -0.5)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from moeworks.config.model import ModelConfig
+from moeworks.layers.init import make_linear
 from moeworks.layers.inputs import MixerInputs
 from moeworks.layers.norm import make_norm
 from moeworks.models.block import Block, BlockContext, BlockRoutings
@@ -21,7 +22,7 @@ class MTPLayer(nn.Module):
         super().__init__()
         self.embed_norm = make_norm(config, config.d_model)
         self.hidden_norm = make_norm(config, config.d_model)
-        self.proj = nn.Linear(2 * config.d_model, config.d_model, bias=False)
+        self.proj = make_linear(2 * config.d_model, config.d_model)
         self.block = Block(config, config.mtp_like, backend=backend)
         self.final_norm = make_norm(config, config.d_model, config.norm.final_eps)
 

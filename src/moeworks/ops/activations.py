@@ -8,7 +8,7 @@ from moeworks.config.model import GATED, Activation
 
 CLAMP_ALPHA = 1.702
 CLAMP_LIMIT = 7.0
-"""Of clamped_swiglu: gpt-oss's published values."""
+"""Constants of clamped_swiglu, as published with gpt-oss."""
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
@@ -60,7 +60,7 @@ def activate_backward(grad: Tensor, hidden: Tensor, activation: Activation) -> T
 
 
 def _clamped_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_hidden: Tensor) -> Tensor:
-    """Of clamped_swiglu; nothing flows through a value that was clamped."""
+    """The gradient of clamped_swiglu; a clamped value passes none on."""
     grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
     low, high = gate.clamp(max=CLAMP_LIMIT), up.clamp(-CLAMP_LIMIT, CLAMP_LIMIT)
     sigmoid = torch.sigmoid(CLAMP_ALPHA * low)

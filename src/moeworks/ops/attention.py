@@ -9,27 +9,30 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DocumentMask:
-    """Which keys a query may look at where not all earlier ones: documents of packed rows (R of the B rows),
-    windows, chunks, padding."""
+    """The keys that a query may look at where these are not all earlier ones: documents of packed rows (R of
+    the B rows), windows, chunks, padding."""
 
     rows_R: Tensor | None
-    """int64, the rows that hold a boundary; None means that `mask` covers all rows."""
+    """int64, ascending, the rows that the mask belongs to; others see all earlier keys. None: all rows."""
     mask_R1LL: Tensor
     """bool [R or 1, 1, L, S], True where a query may look, never later than at its own position."""
 
 
-def document_mask(document_ids_BL: Tensor) -> DocumentMask | None:
-    """The mask of a packed batch; None when no row holds a boundary.
+def document_mask(document_ids_BS: Tensor, length: int | None = None) -> DocumentMask | None:
+    """The mask of the last `length` positions (None: all) of packed rows; None when none holds a boundary.
 
     On the CPU only rows with a boundary get a mask, as plain causal attention is half the work. Elsewhere
     the choice of rows would wait for the device and change shapes, so all rows get one.
     """
-    if document_ids_BL.is_cuda or torch.compiler.is_compiling():
-        return DocumentMask(None, _same_document(document_ids_BL))
-    rows_R = (document_ids_BL != document_ids_BL[:, :1]).any(dim=1).nonzero().squeeze(1)
+    if document_ids_BS.is_cuda or torch.compiler.is_compiling():
+        return DocumentMask(None, _same_document(document_ids_BS, length))
+    with_boundary_B = (document_ids_BS != document_ids_BS[:, :1]).any(dim=1)
+    if with_boundary_B.all():
+        return DocumentMask(None, _same_document(document_ids_BS, length)) if len(with_boundary_B) else None
+    rows_R = with_boundary_B.nonzero().squeeze(1)
     if not rows_R.numel():
         return None
-    return DocumentMask(rows_R, _same_document(document_ids_BL[rows_R]))
+    return DocumentMask(rows_R, _same_document(document_ids_BS[rows_R], length))
 
 
 def visible(queries: Tensor, keys: Tensor, *, window: int | None = None, chunk: int | None = None) -> Tensor:
@@ -57,20 +60,23 @@ def causal_attention(
 ) -> Tensor:
     """Causal grouped-query attention, [B, H, L, P of the values].
 
-    The S keys end where the L queries end (S > L: the first S - L come from a cache). `documents` says what
-    a query sees beyond causality; `scale` multiplies the scores, P^-0.5 when None.
+    The S keys end where the L queries end (S > L: the first S - L come from a cache). `documents` restricts
+    what a query sees beyond causality; `scale` multiplies the scores, P^-0.5 when None.
     """
-    rows_R = None if documents is None else documents.rows_R
-    if documents is not None and rows_R is None:
-        return _attention(q_BHLP, k_BGSP, v_BGSP, documents.mask_R1LL, scale=scale)
-    length, keys = q_BHLP.shape[2], k_BGSP.shape[2]
-    if length not in (1, keys):
-        return _attention(q_BHLP, k_BGSP, v_BGSP, _lower(q_BHLP, keys), scale=scale)
-    out_BHLP = _attention(q_BHLP, k_BGSP, v_BGSP, None, causal=length > 1, scale=scale)
-    if documents is None or rows_R is None:
-        return out_BHLP
-    masked = _attention(q_BHLP[rows_R], k_BGSP[rows_R], v_BGSP[rows_R], documents.mask_R1LL, scale=scale)
-    return out_BHLP.index_copy(0, rows_R, masked)
+    if documents is None:
+        return _all_earlier(q_BHLP, k_BGSP, v_BGSP, scale)
+    rows_R, mask = documents.rows_R, documents.mask_R1LL
+    if rows_R is None:
+        return _attention(q_BHLP, k_BGSP, v_BGSP, mask, scale=scale)
+    plain_B = torch.ones(q_BHLP.shape[0], dtype=torch.bool, device=q_BHLP.device).index_fill(0, rows_R, False)
+    others = plain_B.nonzero().squeeze(1)
+    parts = (
+        _all_earlier(q_BHLP[others], k_BGSP[others], v_BGSP[others], scale),
+        _attention(q_BHLP[rows_R], k_BGSP[rows_R], v_BGSP[rows_R], mask, scale=scale),
+    )
+    # [B, L, H, P] is the order in memory of a fused kernel's result, and the one that callers read.
+    out_BLHP = torch.cat([part.transpose(1, 2) for part in parts])
+    return out_BLHP.index_select(0, torch.cat([others, rows_R]).argsort()).transpose(1, 2)
 
 
 def explicit_attention(
@@ -113,6 +119,14 @@ def _full_mask(q_BHLP: Tensor, keys: int, documents: DocumentMask | None) -> Ten
     return mask
 
 
+def _all_earlier(q_BHLP: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, scale: float | None) -> Tensor:
+    """Attention where a query sees its own and all earlier positions."""
+    length, keys = q_BHLP.shape[2], k_BGSP.shape[2]
+    if length not in (1, keys):
+        return _attention(q_BHLP, k_BGSP, v_BGSP, _lower(q_BHLP, keys), scale=scale)
+    return _attention(q_BHLP, k_BGSP, v_BGSP, None, causal=length > 1, scale=scale)
+
+
 def _lower(q_BHLP: Tensor, keys: int) -> Tensor:
     """bool [L, S]: causality where the queries end where the keys end."""
     length = q_BHLP.shape[2]
@@ -138,6 +152,9 @@ def _attention(
     )
 
 
-def _same_document(ids_RL: Tensor) -> Tensor:
-    same = ids_RL[:, :, None] == ids_RL[:, None, :]
-    return (same & same.new_ones(ids_RL.shape[1], ids_RL.shape[1]).tril()).unsqueeze(1)
+def _same_document(ids_RS: Tensor, length: int | None) -> Tensor:
+    """bool [R, 1, L, S]: earlier keys of the query's document, for the last L positions."""
+    keys = ids_RS.shape[1]
+    past = 0 if length is None else keys - length
+    same = ids_RS[:, past:, None] == ids_RS[:, None, :]
+    return (same & same.new_ones(keys - past, keys).tril(past)).unsqueeze(1)

@@ -39,7 +39,8 @@ def gated_delta(
     Args:
         inputs: in any float dtype.
         state: the state before the first token; None is zero.
-        segments_BL: int64, not decreasing along L; where it rises the state starts anew.
+        segments_BL: int64, not decreasing along L; where it rises the state starts anew. `state` belongs to
+            the first token's segment.
     """
     kind = torch.float64 if inputs.v.dtype == torch.float64 else torch.float32
     q, k, v, log_decay, beta = (x.to(kind) for x in inputs)
@@ -49,7 +50,7 @@ def gated_delta(
         state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     # Autocast would compute the products of a recurrence in a low precision.
     with torch.autocast(v.device.type, enabled=False):
-        if v.shape[2] == 1 and segments_BL is None:
+        if v.shape[2] == 1:
             out, state = delta_step(wide, state.to(kind))
         else:
             out, state = delta_chunks(wide, state.to(kind), segments_BL)
@@ -73,7 +74,7 @@ def delta_step(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
 def delta_chunks(
     inputs: DeltaInputs, state: Tensor, segments_BL: Tensor | None = None, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same over L tokens, `size` at a time."""
+    """`delta_step` over L tokens, as matrix products over `size` tokens at a time."""
     if size is None:
         size = CHUNK if inputs.log_decay.dim() == 3 else CHUNK_OF_CHANNELS
     outs, previous_B1 = [], None if segments_BL is None else segments_BL[:, :1]

@@ -13,7 +13,11 @@ from moeworks.ops.routing import Routing
 
 @dataclass(frozen=True, eq=False)
 class ExpertWeights:
-    """The stacked weights of E experts. Gated: 2F = gate rows, then up rows; plain: F rows."""
+    """The stacked weights of E experts. Gated: 2F = gate rows, then up rows; plain: F rows.
+
+    Their dtype is that of the tokens, or float32: then backends round the matrices that they use to the
+    tokens' dtype, and the gradients are float32.
+    """
 
     up_proj: Tensor
     """[E, 2F, D] or [E, F, D]."""
@@ -27,11 +31,18 @@ class ExpertWeights:
     weights_on: Literal["output", "input"]
     recompute: bool = False
     """Compute the hidden activations again in the backward pass instead of keeping them."""
+    num_without_weights: int = 0
+    """The router's experts that compute nothing (identity, zero experts); their ids follow those of the E."""
 
     @property
     def num_experts(self) -> int:
         """E."""
         return self.down_proj.shape[0]
+
+    def tensors(self) -> list[Tensor]:
+        """The weights and biases that are present."""
+        every = (self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        return [tensor for tensor in every if tensor is not None]
 
     @property
     def gated(self) -> bool:
@@ -53,7 +64,8 @@ class SharedWeights:
 
 def shared_output(x_TD: Tensor, shared: SharedWeights, activation: Activation) -> Tensor:
     """y [T, D] of the shared experts."""
-    y_TD = F.linear(activate(F.linear(x_TD, shared.up_proj), activation), shared.down_proj)
+    up, down = shared.up_proj.to(x_TD.dtype), shared.down_proj.to(x_TD.dtype)
+    y_TD = F.linear(activate(F.linear(x_TD, up), activation), down)
     return y_TD if shared.weights_T is None else y_TD * shared.weights_T.to(y_TD.dtype).unsqueeze(1)
 
 

@@ -17,8 +17,11 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], in their dtype."""
-        weight = self.weight_VD.to(hidden.dtype)
-        logits = F.linear(hidden, weight, None if self.bias_V is None else self.bias_V.to(hidden.dtype))
+        weight, bias = self.weight_VD, self.bias_V
+        # Autocast converts them itself, and once for all the tokens of its context.
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        logits = F.linear(hidden, weight, bias)
         return logits if self.scale == 1.0 else logits * self.scale
 
     def factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

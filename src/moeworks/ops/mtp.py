@@ -3,20 +3,27 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from moeworks.ops.cross_entropy import linear_cross_entropy
+from moeworks.ops.head import Head
 
 
 def mtp_loss(
-    ahead_BLV: Sequence[Tensor],
+    ahead_BLD: Sequence[Tensor],
+    head: Head,
     targets_BL: Tensor,
     valid_BL: Tensor | None = None,
     document_ids_BL: Tensor | None = None,
 ) -> Tensor:
     """Sum of cross-entropies over positions, averaged over depths: a float scalar, nats.
 
+    Logits exist for a chunk of positions at a time, and gradients when this returns, as in
+    ops.cross_entropy.
+
     Args:
-        ahead_BLV: of depth k (from 1), logits [B, L - k, V] whose position i predicts targets[i + k].
+        ahead_BLD: the stream [B, L - k, D] of each depth k (from 1); position i predicts targets[i + k].
+        head: what makes logits of it.
         targets_BL: int64, the token after each position.
         valid_BL: bool, False where a target is padding.
         document_ids_BL: int64; a prediction that would cross into another document does not count.
@@ -25,14 +32,12 @@ def mtp_loss(
     Positions at a row's end predict fewer tokens, so depths sum over fewer of them.
     """
     total = targets_BL.new_zeros((), dtype=torch.float32)
-    for depth, logits in enumerate(ahead_BLV, 1):
-        wide = logits if logits.dtype.itemsize > 4 else logits.float()
-        losses = F.cross_entropy(wide.flatten(0, 1), targets_BL[:, depth:].flatten(), reduction="none")
-        counted = losses.new_ones(losses.shape)
+    for depth, stream_BLD in enumerate(ahead_BLD, 1):
+        counted_BL = torch.ones_like(targets_BL[:, depth:], dtype=torch.bool)
         if valid_BL is not None:
-            counted = counted * valid_BL[:, depth:].flatten()
+            counted_BL = counted_BL & valid_BL[:, depth:]
         if document_ids_BL is not None:
-            same = document_ids_BL[:, depth:] == document_ids_BL[:, :-depth]
-            counted = counted * same.flatten()
-        total = total + (losses * counted).sum()
-    return total / max(len(ahead_BLV), 1)
+            counted_BL = counted_BL & (document_ids_BL[:, depth:] == document_ids_BL[:, :-depth])
+        factors = head.factors(stream_BLD.flatten(0, 1))
+        total = total + linear_cross_entropy(*factors, targets_BL[:, depth:].flatten(), counted_BL.flatten())
+    return total / max(len(ahead_BLD), 1)

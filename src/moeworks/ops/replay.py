@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moeworks.errors import check
+from moeworks.errors import ConfigError, check
 from moeworks.ops.routing import Routing
 
 
@@ -83,7 +83,7 @@ def replayed_ids(replay: Replay, routing: Routing) -> tuple[Tensor, bool]:
 
 
 def _check_valid(record: Routing, routing: Routing, where: str) -> None:
-    """What is a token now must not have been padding then."""
+    """Raise ConfigError for a token that was padding in the record."""
     if record.valid_T is None:
         return
     missing_T = ~record.valid_T.to(routing.expert_ids_TK.device)
@@ -91,11 +91,11 @@ def _check_valid(record: Routing, routing: Routing, where: str) -> None:
         missing_T = missing_T & routing.valid_T
     if bool(missing_T.any()):
         token = int(missing_T.int().argmax())
-        check(False, f"{where}: valid", f"token {token}", "is padding in the record and a token here")
+        raise ConfigError(f"{where}: valid = 'token {token}': is padding in the record and a token here")
 
 
 def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str) -> bool:
-    """Raise ConfigError unless each token has different experts, empty slots last; are there such slots?"""
+    """Whether there are empty slots. Raises ConfigError unless experts differ and empty slots are last."""
     outside_TK = (ids_TK < 0) | (ids_TK > experts)
     sorted_TK = ids_TK.sort(dim=1).values
     repeated_TK = (sorted_TK[:, 1:] == sorted_TK[:, :-1]) & (sorted_TK[:, 1:] < experts)
@@ -114,7 +114,7 @@ def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str)
     for rule, wrong, wrong_T in zip(rules, flags, wrong_3T, strict=False):
         if wrong:
             token = int(wrong_T.int().argmax())
-            check(False, f"{where}: expert_ids of token {token}", ids_TK[token].tolist(), rule)
+            raise ConfigError(f"{where}: expert_ids of token {token} = {ids_TK[token].tolist()}: {rule}")
     return flags[-1]
 
 
@@ -128,5 +128,7 @@ def _check_pools(ids_TK: Tensor, routing: Routing, where: str) -> None:
     if bool(outside_TK.any()):
         token = int(outside_TK.any(dim=1).int().argmax())
         pool = list(routing.pools[int(routing.token_types_T[token])])
-        rule = f"must lie in the pool of the token's type, {pool}"
-        check(False, f"{where}: expert_ids of token {token}", ids_TK[token].tolist(), rule)
+        raise ConfigError(
+            f"{where}: expert_ids of token {token} = {ids_TK[token].tolist()}: must lie in the pool of the"
+            f" token's type, {pool}"
+        )

@@ -185,7 +185,7 @@ def stable_top_k(values_TE: Tensor, k: int) -> Tensor:
 
 
 def reference_top_k(values_TE: Tensor, k: int) -> Tensor:
-    """The same in torch's functions: torch.topk leaves the order of equal values open, argmax does not."""
+    """stable_top_k in torch's functions: argmax settles equal values, torch.topk does not."""
     remaining_TE = values_TE.detach().clamp(min=torch.finfo(values_TE.dtype).min)
     chosen = []
     for _ in range(k):

@@ -175,11 +175,13 @@ def _run(model: Callable[..., DecoderOutput], batch: Batch, *, ahead: bool = Fal
     options: dict[str, Any] = {"ahead": True} if ahead else {}
     if batch.token_types_BL is not None:
         options["token_types_BL"] = batch.token_types_BL
-    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL, **options)
+    if batch.padded:
+        options["valid_BL"] = batch.valid_BL
+    return model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, **options)
 
 
 def _mtp_loss(output: DecoderOutput, batch: Batch) -> Tensor:
-    return mtp_loss(output.ahead_BLV, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
+    return mtp_loss(output.ahead_BLD, output.head, batch.targets_BL, batch.valid_BL, batch.document_ids_BL)
 
 
 def _cross_entropies(output: DecoderOutput, batch: Batch) -> tuple[Tensor, Tensor]:

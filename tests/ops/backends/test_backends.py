@@ -1,12 +1,15 @@
 """Every backend against the reference, forward and backward, and the choice among them."""
 
+from collections import Counter
 from typing import get_args
 
 import pytest
 import torch
 from random_layers import assert_same, gradients, make_config, random_moe
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moeworks.config.model import Activation
+from moeworks.errors import ConfigError
 from moeworks.ops.backends import BACKENDS, choose_backend
 from moeworks.ops.experts import ExpertWeights
 from moeworks.ops.native.library import Library, library
@@ -23,6 +26,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("padding", [True, False])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(
     ("backend", "dtype", "tolerance"),
@@ -33,10 +37,10 @@ OPTIONS = {
         ("grouped_mm", torch.float32, 1e-5),
     ],
 )
-def test_equals_the_reference(backend, dtype, tolerance, options):
+def test_equals_the_reference(backend, dtype, tolerance, options, padding):
     moe = random_moe(make_config(**options), dtype=dtype)
     x = torch.randn(11, 8, dtype=dtype, requires_grad=True)
-    valid = torch.arange(11) % 5 != 3
+    valid = torch.arange(11) % 5 != 3 if padding else None
     results = []
     for moe.experts.backend in ("reference", backend):
         torch.manual_seed(1)
@@ -81,3 +85,91 @@ def test_grouped_mm_refuses_with_a_reason():
     assert "float64" in refusal(torch.zeros(3, 8).double(), weights(torch.float64))
     assert "width of 6" in refusal(torch.zeros(3, 6), weights(width=6))
     assert "width of 4 in torch.bfloat16" in refusal(torch.zeros(3, 8).bfloat16(), weights(torch.bfloat16))
+
+
+@pytest.mark.parametrize("filler", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whatever_stands_in_padding_reaches_neither_output_nor_gradient(backend, filler):
+    if backend == "native" and not isinstance(library(), Library):
+        pytest.skip("the native library is not built")
+    config = make_config(
+        num_identity_experts=1, num_shared_experts=1, expert_linear_bias=True, d_model=16, d_expert=8
+    )
+    moe, valid = random_moe(config, backend=backend, dtype=torch.float32), torch.arange(11) % 5 != 3
+    results = []
+    for value in (0.0, filler):
+        torch.manual_seed(1)
+        x = torch.randn(11, 16).masked_fill(~valid[:, None], value).requires_grad_()
+        y, _ = moe(x, valid=valid)
+        results.append({"y": y.detach()} | gradients(y.square().sum(), moe, x))
+    for part, want in results[0].items():
+        assert torch.equal(results[1][part], want), part
+
+
+class Written(TorchDispatchMode):
+    """Counts what operators are called, and the elements that conversions of dtype write."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.converted = Counter(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.calls[func.overloadpacket.__name__] += 1
+        if func is torch.ops.aten._to_copy.default:
+            self.converted += made.numel()
+        return made
+
+
+def test_grouped_mm_masks_no_rows_where_every_row_is_computed():
+    moe, x = random_moe(make_config(), dtype=torch.float32, backend="grouped_mm"), torch.randn(11, 8)
+    with Written() as all_rows:
+        moe(x)
+    with Written() as some_rows:
+        moe(x, valid=torch.arange(11) % 5 != 3)
+    assert all_rows.calls["masked_fill"] == all_rows.calls["searchsorted"] == 0
+    assert some_rows.calls["masked_fill"] > 0
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_under_autocast_one_token_converts_the_matrices_of_its_experts_and_no_others(backend, biases):
+    if backend == "native" and not isinstance(library(), Library):
+        pytest.skip("the native library is not built")
+    config = make_config(num_experts=32, top_k=2, d_model=16, d_expert=16, expert_linear_bias=biases)
+    moe, x = random_moe(config, backend=backend, dtype=torch.float32), torch.randn(1, 16)
+    stack = sum(p.numel() for p in moe.experts.parameters())
+    with Written() as written, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        moe(x)
+    # One kernel takes the whole stack, so that one is converted.
+    assert (written.converted >= stack) if backend == "grouped_mm" else (written.converted < stack / 8)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "native"])
+def test_under_autocast_gradients_of_float32_weights_are_close_and_follow_the_weights(backend):
+    config = make_config(expert_linear_bias=True, d_model=16, d_expert=8)
+    moe, x = random_moe(config, dtype=torch.float32), torch.randn(11, 16)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            moe.experts.backend = backend
+            got = gradients(moe(x)[0].float().square().sum(), moe)
+        moe.experts.backend = "reference"
+        want = gradients(moe(x)[0].square().sum(), moe)
+        for name, gradient in got.items():
+            assert gradient.dtype == torch.float32
+            assert (gradient - want[name]).norm() <= 0.05 * want[name].norm() + 1e-6, name
+        for parameter in moe.experts.parameters():
+            parameter.data.mul_(1.5)  # leaves the version of the parameter as it was
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kept", [slice(0, 4), slice(0, 5)])
+def test_weights_of_fewer_experts_than_the_router_chooses_among_are_an_error(backend, kept):
+    if backend == "native" and not isinstance(library(), Library):
+        pytest.skip("the native library is not built")
+    moe = random_moe(make_config(num_zero_experts=1), backend=backend, dtype=torch.float32)
+    for name in ("gate_up_proj", "down_proj"):
+        setattr(moe.experts, name, torch.nn.Parameter(getattr(moe.experts, name)[kept].detach()))
+    rule = f"experts with weights = {kept.stop}: the router chooses among 6 of them"
+    with pytest.raises(ConfigError, match=rule):
+        moe(torch.randn(11, 8))

@@ -142,6 +142,26 @@ def test_bfloat16_rounds_once(activation, recompute, isa):
         assert_close({name: value}, {name: want[name]}, want, bar)
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("weights_on", ["output", "input"])
+def test_float32_weights_of_bfloat16_tokens_are_read_as_they_are(weights_on, recompute, isa):
+    case = variants(CASES["shared_gate"], weights_on=weights_on, recompute=recompute, T=203)
+    inputs = tensors(case)
+    for name in ("x", "grad"):
+        inputs[name] = inputs[name].bfloat16()
+    want = reference(case, inputs)
+    with computing(isa):
+        got = step(case, inputs, "native")
+    narrow = {name for name, value in got.items() if value.dtype == torch.bfloat16}
+    assert narrow == {"y", "x"}
+    # As above; the gradients of the weights are float32 and not rounded again.
+    kept = 0.0 if recompute else 3 * BFLOAT16_ROUNDING
+    for name, value in got.items():
+        bar = 1e-6 + (BFLOAT16_ROUNDING if name in narrow else 0.0) + (0.0 if name == "y" else kept)
+        assert_close({name: value}, {name: want[name]}, want, bar)
+
+
 THREADS = (1, 2, 3, 8)
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,16 @@ from native_cases import (
     variants,
 )
 from random_layers import gradients, make_config, random_moe
+from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from moeworks.errors import ConfigError
-from moeworks.ops.backends.native import _FIELDS, _backward, _forward
+from moeworks.ops.backends import choose_backend, native
+from moeworks.ops.backends.native import _backward, _forward
+from moeworks.ops.experts import ExpertWeights
+from moeworks.ops.native.structs import EXPERT_INPUTS
+from moeworks.ops.native.use import serving
 
 pytestmark = needs_native
 
@@ -163,7 +170,7 @@ def operator_inputs(case: Case) -> list:
     """The arguments of the forward operator, before keep_hidden."""
     inputs = tensors(case)
     names = {"expert_ids": "ids"}
-    values = [inputs[names.get(field, field)] for field in _FIELDS]
+    values = [inputs[names.get(field, field)] for field in EXPERT_INPUTS]
     values = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in values]
     return [*values, case.E + case.routes_without_expert, case.activation, case.weights_on == "input"]
 
@@ -176,10 +183,10 @@ def test_opcheck_of_the_forward(case):
 @every_case
 def test_opcheck_of_the_backward(case):
     arguments = operator_inputs(case)
-    inputs = [t.detach() for t in arguments[: len(_FIELDS)] if t is not None]
+    inputs = [t.detach() for t in arguments[: len(EXPERT_INPUTS)] if t is not None]
     with torch.no_grad():
         y, *results = _forward(*arguments, not case.recompute)
-        present = [t is not None for t in arguments[: len(_FIELDS)]]
+        present = [t is not None for t in arguments[: len(EXPERT_INPUTS)]]
         for wanted in ([True] * 9, [True, False, False] * 3):
             torch.library.opcheck(
                 _backward, (torch.randn_like(y), inputs, results, *arguments[-3:], present, wanted)
@@ -189,7 +196,7 @@ def test_opcheck_of_the_backward(case):
 def test_operators_take_no_tokens():
     arguments = operator_inputs(variants(FULL, T=0))
     y, *_ = _forward(*arguments, True)
-    leaves = [t for t in arguments[: len(_FIELDS)] if t is not None and t.requires_grad]
+    leaves = [t for t in arguments[: len(EXPERT_INPUTS)] if t is not None and t.requires_grad]
     grads = torch.autograd.grad(y.sum(), leaves)
     assert y.shape == (0, FULL.D) and not any(g.any() for g in grads)
 
@@ -281,6 +288,26 @@ def test_autocast_computes_in_bfloat16():
         assert moe.explain_backend(x) == "native: it was asked for"
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), moe(x)[0], rtol=0.03, atol=0.03)
+
+
+def test_tensors_whose_memory_is_elsewhere_are_refused():
+    experts = ExpertWeights(torch.zeros(2, 8, 8), torch.zeros(2, 8, 4), None, None, "swiglu", "output")
+    x = torch.zeros(3, 8)
+    assert native.refusal(x, experts) is None
+    for inputs in (
+        (TwoTensor(x, x), experts),
+        (x, replace(experts, down_proj=nn.Parameter(TwoTensor(experts.down_proj, experts.down_proj)))),
+    ):
+        assert "reads the memory of plain tensors, and there is a TwoTensor" in native.refusal(*inputs)
+        assert choose_backend(*inputs)[0] == "sorted"
+    assert serving(x, x) is not None and serving(x, TwoTensor(x, x)) is None
+
+
+def test_weights_in_another_precision_than_float32_or_the_tokens_are_refused():
+    experts = ExpertWeights(
+        *(torch.zeros(2, 8, n).bfloat16() for n in (8, 4)), None, None, "swiglu", "output"
+    )
+    assert "takes weights in torch.float32, as the input" in native.refusal(torch.zeros(3, 8), experts)
 
 
 def test_refusals_say_why():

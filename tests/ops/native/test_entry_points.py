@@ -11,8 +11,8 @@ import torch
 from native_cases import Case, computing, needs_native, tensors
 
 from moeworks.errors import ConfigError
-from moeworks.ops.backends.native import _FIELDS, _RESULTS, _Experts
 from moeworks.ops.native.library import described, library
+from moeworks.ops.native.structs import EXPERT_INPUTS, EXPERT_RESULTS, ExpertsStruct
 
 pytestmark = needs_native
 
@@ -36,22 +36,22 @@ def test_broken_arguments_are_errors(seed):
     assert int(last.split()[-1]) > 500  # it is not that everything was taken
 
 
-def arguments(case: Case, **changed: torch.Tensor | None) -> _Experts:
+def arguments(case: Case, **changed: torch.Tensor | None) -> ExpertsStruct:
     inputs = tensors(case) | changed
     results = {
         "y": torch.empty(case.T, case.D),
         "order": torch.empty(case.T * case.K, dtype=torch.int32),
         "offsets": torch.empty(case.E + 1, dtype=torch.int64),
     }
-    every = [inputs["ids" if n == "expert_ids" else n] for n in _FIELDS]
-    args = _Experts(
-        *map(described, every), case.E, 0, 0, *(described(results.get(name)) for name in _RESULTS)
+    every = [inputs["ids" if n == "expert_ids" else n] for n in EXPERT_INPUTS]
+    args = ExpertsStruct(
+        *map(described, every), case.E, 0, 0, *(described(results.get(name)) for name in EXPERT_RESULTS)
     )
     args.memory = (every, results)
     return args
 
 
-def message(args: _Experts, threads: int = 1) -> str:
+def message(args: ExpertsStruct, threads: int = 1) -> str:
     with computing() as lib, pytest.raises(ConfigError) as raised:
         lib.call("mw_experts_forward", ctypes.byref(args), threads)
     return str(raised.value).removeprefix("native mw_experts_forward: ")
@@ -80,7 +80,7 @@ def test_messages_name_the_tensor_and_the_rule():
     assert "threads" in message(arguments(CASE), 0)
 
 
-def widened(name: str, dim: int, size: int) -> _Experts:
+def widened(name: str, dim: int, size: int) -> ExpertsStruct:
     """Arguments whose descriptor claims a dimension of that size; nobody may touch the memory."""
     args = arguments(CASE)
     getattr(args, name).shape[dim] = size

@@ -13,8 +13,14 @@ import pytest
 import torch
 from native_cases import Case, assert_equal, computing, needs_native, step, tensors, variants
 
-from moeworks.ops.backends.native import _FIELDS, _GRADS, _RESULTS, _Experts, _Grad
 from moeworks.ops.native.library import described
+from moeworks.ops.native.structs import (
+    EXPERT_GRADS,
+    EXPERT_INPUTS,
+    EXPERT_RESULTS,
+    ExpertsGradStruct,
+    ExpertsStruct,
+)
 
 pytestmark = [
     needs_native,
@@ -70,7 +76,7 @@ def large():
 
 
 def call(case: Case, inputs: dict, results: dict, grads: dict | None = None) -> None:
-    every = [inputs["ids" if n == "expert_ids" else n] for n in _FIELDS]
+    every = [inputs["ids" if n == "expert_ids" else n] for n in EXPERT_INPUTS]
     results = {
         "order": torch.empty(case.T * case.K, dtype=torch.int32),
         "offsets": torch.empty(case.E + 1, dtype=torch.int64),
@@ -78,13 +84,15 @@ def call(case: Case, inputs: dict, results: dict, grads: dict | None = None) -> 
     }
     activation = ("swiglu", "geglu", "relu", "gelu", "relu2").index(case.activation)
     routes = case.E + case.routes_without_expert
-    args = _Experts(
-        *map(described, every), routes, activation, 0, *(described(results.get(n)) for n in _RESULTS)
+    args = ExpertsStruct(
+        *map(described, every), routes, activation, 0, *(described(results.get(n)) for n in EXPERT_RESULTS)
     )
     with computing(threads=2) as lib:
         lib.call("mw_experts_forward", ctypes.byref(args), 2)
         if grads is not None:
-            grad_args = _Grad(described(inputs["grad"]), *(described(grads.get(n)) for n in _GRADS))
+            grad_args = ExpertsGradStruct(
+                described(inputs["grad"]), *(described(grads.get(n)) for n in EXPERT_GRADS)
+            )
             lib.call("mw_experts_backward", ctypes.byref(args), ctypes.byref(grad_args), 2)
 
 

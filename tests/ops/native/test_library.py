@@ -1,7 +1,10 @@
 """Loading the library, choosing among its instruction sets, and its memory."""
 
+import ctypes
+import ctypes.util
 import gc
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from native_cases import instruction_sets, needs_native
 
 from moeworks.errors import ConfigError
 from moeworks.ops.native import library as module
-from moeworks.ops.native.library import library
+from moeworks.ops.native.library import Library, library
+from moeworks.ops.native.structs import STRUCTS, ExpertsStruct
 
 
 @pytest.fixture
@@ -33,9 +37,33 @@ def test_a_file_that_is_no_library_is_a_reason(monkeypatch, tmp_path, fresh):
 
 
 @needs_native
-def test_a_library_of_another_version_is_a_reason(monkeypatch, fresh):
-    monkeypatch.setattr(module, "ABI_VERSION", -7)
-    assert "moeworks needs -7: reinstall" in library()
+def test_a_library_that_was_built_from_another_header_is_a_reason(monkeypatch, tmp_path, fresh):
+    header = tmp_path / "moeworks.h"
+    header.write_bytes(module._HEADER.read_bytes())
+    monkeypatch.setattr(module, "_HEADER", header)
+    assert isinstance(library(), Library)
+    library.cache_clear()
+    header.write_bytes(header.read_bytes().replace(b"int64_t num_routes", b"int32_t num_routes"))
+    assert "was built from another version of its source: install moeworks again" in library()
+
+
+@needs_native
+def test_without_the_header_the_sizes_of_its_structures_decide(monkeypatch, tmp_path, fresh):
+    monkeypatch.setattr(module, "_HEADER", tmp_path / "none")
+    assert isinstance(library(), Library)
+    library.cache_clear()
+    wider = type(
+        "wider", (ctypes.Structure,), {"_fields_": (*ExpertsStruct._fields_, ("more", ctypes.c_int64))}
+    )
+    monkeypatch.setitem(STRUCTS, "mw_experts", wider)
+    assert "was built from another version of its source" in library()
+
+
+@needs_native
+def test_a_library_that_cannot_say_what_it_was_built_from_is_a_reason(monkeypatch, fresh):
+    other = Path(ctypes.util.find_library("m"))
+    monkeypatch.setattr(module, "_find", lambda: other)
+    assert "was built from another version of its source" in library()
 
 
 @needs_native

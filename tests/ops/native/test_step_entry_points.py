@@ -8,8 +8,8 @@ import torch
 from native_cases import computing, needs_native
 from torch import Tensor
 
-from moeworks.ops.native.adamw import _Item
-from moeworks.ops.native.library import Library, TensorStruct, described
+from moeworks.ops.native.library import Library, described
+from moeworks.ops.native.structs import AdamWItemStruct, TensorStruct
 
 pytestmark = needs_native
 
@@ -23,7 +23,7 @@ def _refs(structs: list) -> list:
 
 
 def _adamw(lib: Library, structs: list) -> int:
-    item = _Item(*structs, 0.1, 0.9, 0.95, 1e-8, 0.0, 1.0)
+    item = AdamWItemStruct(*structs, 0.1, 0.9, 0.95, 1e-8, 0.0, 1.0)
     return lib._lib.mw_adamw(ctypes.byref(item), ctypes.c_int64(1), ctypes.c_double(1.0), 2)
 
 

@@ -41,8 +41,11 @@ def run_experts(
 ) -> Tensor:
     """y [T, D], the weighted sum of the routed experts' outputs and the shared ones', in the dtype of x.
 
-    Raises ConfigError when `backend` names one that cannot serve the input, with its reason.
+    Raises ConfigError when `backend` names one that cannot serve the input, with its reason, and when there
+    are weights of more or fewer experts than the router chooses among.
     """
+    found, want = experts.num_experts, routing.num_experts - experts.num_without_weights
+    check(found == want, "experts with weights", found, f"the router chooses among {want} of them")
     if x_TD.shape[0] == 0:
         # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
         scale = sum(w.sum() for w in _tensors(experts, shared)) + routing.routing_weights_TK.sum()
@@ -80,7 +83,7 @@ def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "aut
 
 
 def _without_spare_slots(routing: Routing) -> Routing:
-    """The same without the slots that are empty for every token: backends hold a row for each slot."""
+    """The routing without the slots that are empty for every token: backends hold a row for each slot."""
     filled_T = (routing.expert_ids_TK < routing.num_experts).sum(dim=1)
     used = slice(0, max(int(filled_T.max()), 1))
     return replace(
@@ -92,7 +95,5 @@ def _without_spare_slots(routing: Routing) -> Routing:
 
 
 def _tensors(experts: ExpertWeights, shared: SharedWeights | None) -> list[Tensor]:
-    tensors = [experts.up_proj, experts.down_proj, experts.up_bias, experts.down_bias]
-    if shared is not None:
-        tensors += [shared.up_proj, shared.down_proj, shared.weights_T]
-    return [t for t in tensors if t is not None]
+    more = () if shared is None else (shared.up_proj, shared.down_proj, shared.weights_T)
+    return [*experts.tensors(), *(t for t in more if t is not None)]

@@ -31,29 +31,38 @@ def run(x_TD: Tensor, routing: Routing, experts: ExpertWeights) -> Tensor:
     plan = dispatch(routing, experts.num_experts)
     top_k = routing.top_k
     offsets = plan.rows_per_expert_E.cumsum(0).to(torch.int32)
+    rows_N = torch.arange(plan.order_N.numel(), device=x_TD.device)
     # grouped_mm leaves the rows behind the last offset uninitialised: 0 * NaN would spread.
-    computed_N1 = (torch.arange(plan.order_N.numel(), device=x_TD.device) < offsets[-1]).unsqueeze(1)
+    idle_N1 = None
+    if routing.kept_TK is not None or routing.variable or experts.num_without_weights:
+        idle_N1 = (rows_N >= offsets[-1]).unsqueeze(1)
     weight_N1 = masked_weights(routing).to(x_TD.dtype).reshape(-1)[plan.order_N].unsqueeze(1)
-    expert_N = torch.searchsorted(offsets, torch.arange(plan.order_N.numel(), device=x_TD.device), right=True)
-    expert_N = expert_N.clamp(max=experts.num_experts - 1)
+    expert_N = None
+    if experts.up_bias is not None or experts.down_bias is not None:
+        expert_N = torch.searchsorted(offsets, rows_N, right=True).clamp(max=experts.num_experts - 1)
     x = x_TD[plan.order_N // top_k]
     if experts.weights_on == "input":
         x = x * weight_N1
-    hidden = _grouped(x, experts.up_proj, offsets, computed_N1)
-    if experts.up_bias is not None:
-        hidden = hidden + experts.up_bias[expert_N]
-    out = _grouped(activate(hidden, experts.activation), experts.down_proj, offsets, computed_N1)
-    if experts.down_bias is not None:
-        out = out + experts.down_bias[expert_N]
-    out = out.masked_fill(~computed_N1, 0.0)
+    hidden = _with_bias(_grouped(x, experts.up_proj, offsets, idle_N1), experts.up_bias, expert_N)
+    out = _grouped(activate(hidden, experts.activation), experts.down_proj, offsets, idle_N1)
+    out = _zeroed(_with_bias(out, experts.down_bias, expert_N), idle_N1)
     if experts.weights_on == "output":
         out = out * weight_N1
     return out[plan.inverse_N].view(-1, top_k, x_TD.shape[1]).sum(dim=1)
 
 
-def _grouped(x: Tensor, weight: Tensor, offsets: Tensor, computed_N1: Tensor) -> Tensor:
+def _grouped(x: Tensor, weight: Tensor, offsets: Tensor, idle_N1: Tensor | None) -> Tensor:
     """x @ weight[e].T for each expert's rows, 0 in the rows that no expert computes."""
     # The gradient of x has such rows too: masking x as well keeps them out of what came before.
-    x = x.masked_fill(~computed_N1, 0.0)
-    product = F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
-    return product.masked_fill(~computed_N1, 0.0)
+    x = _zeroed(x, idle_N1)
+    return _zeroed(F.grouped_mm(x, weight.to(x.dtype).transpose(-2, -1), offs=offsets), idle_N1)
+
+
+def _with_bias(x: Tensor, bias: Tensor | None, expert_N: Tensor | None) -> Tensor:
+    """x [N, ...] plus the bias of each row's expert, if there are any."""
+    return x if bias is None or expert_N is None else x + bias.to(x.dtype)[expert_N]
+
+
+def _zeroed(x: Tensor, idle_N1: Tensor | None) -> Tensor:
+    """x with 0 in the rows that no expert computes; None: every row is computed."""
+    return x if idle_N1 is None else x.masked_fill(idle_N1, 0.0)

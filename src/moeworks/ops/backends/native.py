@@ -1,8 +1,8 @@
 """The native library's kernels: dispatch, experts, shared experts and combine in one call.
 
-On the CPU, in float32, or in bfloat16 with float32 arithmetic. The parts of a token's output are added in the
-order of expert ids: results repeat bit for bit, and do not depend on the number of threads. Registered as
-custom operators: autograd, torch.compile and FakeTensor see one node.
+On the CPU, in float32, or in bfloat16 with float32 arithmetic and weights in either. The parts of a token's
+output are added in the order of expert ids: results repeat bit for bit, and do not depend on the number of
+threads. Registered as custom operators: autograd and torch.compile see one node.
 """
 
 import ctypes
@@ -12,36 +12,12 @@ import torch
 from torch import Tensor
 
 from moeworks.ops.experts import ExpertWeights, SharedWeights
-from moeworks.ops.native.library import Library, TensorStruct, described, library, unavailable
+from moeworks.ops.native.library import Library, described, library, unavailable
+from moeworks.ops.native.structs import EXPERT_GRADS, EXPERT_INPUTS, ExpertsGradStruct, ExpertsStruct
+from moeworks.ops.native.use import are_plain
 from moeworks.ops.routing import Routing
 
 _ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "relu2")
-_FIELDS = (
-    "x", "weights", "expert_ids", "kept", "up", "down", "up_bias", "down_bias",
-    "shared_up", "shared_down", "shared_weights",
-)  # fmt: skip
-_RESULTS = ("y", "order", "offsets", "hidden", "shared_hidden")
-_GRADS = (
-    "x", "weights", "up", "down", "up_bias", "down_bias", "shared_up", "shared_down", "shared_weights",
-)  # fmt: skip
-
-
-class _Experts(ctypes.Structure):
-    """mw_experts."""
-
-    _fields_ = (
-        *((name, TensorStruct) for name in _FIELDS),
-        ("num_routes", ctypes.c_int64),
-        ("activation", ctypes.c_int32),
-        ("weigh_input", ctypes.c_int32),
-        *((name, TensorStruct) for name in _RESULTS),
-    )
-
-
-class _Grad(ctypes.Structure):
-    """mw_experts_grad."""
-
-    _fields_ = tuple((name, TensorStruct) for name in ("y", *_GRADS))
 
 
 def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
@@ -50,6 +26,12 @@ def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
         return f"it computes on the CPU, the input is on {x_TD.device.type}"
     if x_TD.dtype not in (torch.float32, torch.bfloat16):
         return f"it computes float32 and bfloat16, the input is {x_TD.dtype}"
+    if experts.up_proj.dtype not in (torch.float32, x_TD.dtype):
+        return f"it takes weights in {x_TD.dtype}, as the input, or float32; they are {experts.up_proj.dtype}"
+    tensors = (x_TD, *experts.tensors())
+    if not are_plain(*tensors):
+        kinds = {type(tensor).__name__ for tensor in tensors if not are_plain(tensor)}
+        return f"it reads the memory of plain tensors, and there is a {', '.join(sorted(kinds))}"
     if experts.activation not in _ACTIVATIONS:
         return f"it has no activation {experts.activation!r}"
     return unavailable()
@@ -68,14 +50,14 @@ def run(
         experts.down_proj.contiguous(),
         None if experts.up_bias is None else experts.up_bias.contiguous(),
         None if experts.down_bias is None else experts.down_bias.contiguous(),
-        None if shared is None else shared.up_proj.contiguous(),
-        None if shared is None else shared.down_proj.contiguous(),
+        None if shared is None else shared.up_proj.to(experts.up_proj.dtype).contiguous(),
+        None if shared is None else shared.down_proj.to(experts.up_proj.dtype).contiguous(),
         None if shared is None or shared.weights_T is None else shared.weights_T.float().contiguous(),
     )
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     y_TD, *_ = _forward(
         *inputs,
-        routing.num_experts + routing.variable,  # the id of empty slots is one more that no expert computes
+        routing.num_experts + routing.variable,  # empty slots have the id E, which no expert owns
         experts.activation,
         experts.weights_on == "input",
         differentiated and not experts.recompute,
@@ -153,7 +135,7 @@ def _backward(
     present: list[bool],
     wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are `wanted`, in the order of _GRADS; empty tensors for the others.
+    """The gradients that are `wanted`, in the order of EXPERT_GRADS; empty tensors for the others.
 
     `inputs` are those of the forward operator that are `present`, `results` its results but y.
     """
@@ -165,7 +147,7 @@ def _backward(
         lib.empty(tuple(t.shape), t.dtype) if want and t is not None else grad_TD.new_empty(0)
         for t, want in zip(_differentiable(every), wanted, strict=True)
     ]
-    grad_args = _Grad(
+    grad_args = ExpertsGradStruct(
         described(grad_TD), *(described(g if want else None) for g, want in zip(grads, wanted, strict=True))
     )
     lib.call("mw_experts_backward", ctypes.byref(args), ctypes.byref(grad_args), torch.get_num_threads())
@@ -183,8 +165,8 @@ def _(grad_TD, inputs, results, num_routes, activation, weigh_input, present, wa
 
 
 def _differentiable(inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The inputs in the order of _GRADS: without the ids and what was kept."""
-    return [t for name, t in zip(_FIELDS, inputs, strict=True) if name in _GRADS]
+    """The inputs in the order of EXPERT_GRADS: without the ids and what was kept."""
+    return [t for name, t in zip(EXPERT_INPUTS, inputs, strict=True) if name in EXPERT_GRADS]
 
 
 def _save(ctx, inputs, output):
@@ -197,16 +179,16 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_TD, *_):
     if grad_TD is None:
-        return (None,) * (len(_FIELDS) + 4)
+        return (None,) * (len(EXPERT_INPUTS) + 4)
     saved = list(
         ctx.saved_tensors
     )  # once only: each access unpacks anew, which activation checkpointing forbids
     count = sum(ctx.present)
-    needed = dict(zip(_FIELDS, ctx.needs_input_grad, strict=False))
-    wanted = [needed[name] for name in _GRADS]
+    needed = dict(zip(EXPERT_INPUTS, ctx.needs_input_grad, strict=False))
+    wanted = [needed[name] for name in EXPERT_GRADS]
     grads = _backward(grad_TD.contiguous(), saved[:count], saved[count:], *ctx.options, ctx.present, wanted)
-    by_name = {name: g if want else None for name, g, want in zip(_GRADS, grads, wanted, strict=True)}
-    return (*(by_name.get(name) for name in _FIELDS), None, None, None, None)
+    by_name = {name: g if want else None for name, g, want in zip(EXPERT_GRADS, grads, wanted, strict=True)}
+    return (*(by_name.get(name) for name in EXPERT_INPUTS), None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -224,9 +206,9 @@ def _arguments(
     num_routes: int,
     activation: str,
     weigh_input: bool,
-) -> _Experts:
+) -> ExpertsStruct:
     y, order, offsets, *kept_hidden = results
-    return _Experts(
+    return ExpertsStruct(
         *(described(t) for t in inputs),
         num_routes,
         _ACTIVATIONS.index(activation),

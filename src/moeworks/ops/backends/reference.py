@@ -9,7 +9,7 @@ from moeworks.ops.routing import Routing
 
 
 def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
-    """The reference serves every input."""
+    """None: the reference serves every input."""
     return None
 
 
@@ -26,13 +26,12 @@ def run(x_TD: Tensor, routing: Routing, experts: ExpertWeights) -> Tensor:
         x = x_TD[token]
         if experts.weights_on == "input":
             x = x * weight
-        hidden = F.linear(x, experts.up_proj[expert], _row(experts.up_bias, expert))
-        out = F.linear(
-            activate(hidden, experts.activation), experts.down_proj[expert], _row(experts.down_bias, expert)
-        )
+        hidden = _linear(x, experts.up_proj[expert], experts.up_bias, expert)
+        act = activate(hidden, experts.activation)
+        out = _linear(act, experts.down_proj[expert], experts.down_bias, expert)
         y_TD = y_TD.index_add(0, token, out if experts.weights_on == "input" else out * weight)
     return y_TD
 
 
-def _row(bias: Tensor | None, expert: int) -> Tensor | None:
-    return None if bias is None else bias[expert]
+def _linear(x: Tensor, weight: Tensor, bias_E: Tensor | None, expert: int) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias_E is None else bias_E[expert].to(x.dtype))

@@ -19,7 +19,7 @@ from moeworks.ops.routing import Routing
 
 
 def refusal(x_TD: Tensor, experts: ExpertWeights) -> str | None:
-    """It serves every input."""
+    """None: this backend serves every input."""
     return None
 
 
@@ -66,7 +66,7 @@ def _forward(
     hidden = x.new_empty(order_N.numel(), up_proj.shape[1])
     hidden[rows:] = 0  # rows that no expert computes: an operator's result must not hold stray memory
     for e, (start, stop) in enumerate(spans):
-        torch.mm(x[start:stop], up_proj[e].t(), out=hidden[start:stop])
+        _mm_(hidden[start:stop], x[start:stop], up_proj[e].t())
         if up_bias is not None:
             hidden[start:stop] += up_bias[e]
     act = activate(hidden[:rows], cast(Activation, activation))
@@ -74,7 +74,7 @@ def _forward(
         act = act * weight
     out = _rows_then_zeros(x, order_N.numel(), rows)
     for e, (start, stop) in enumerate(spans):
-        torch.mm(act[start:stop], down_proj[e].t(), out=out[start:stop])
+        _mm_(out[start:stop], act[start:stop], down_proj[e].t())
         if down_bias is not None:
             out[start:stop] += down_bias[e] if weigh_input else down_bias[e] * weight[start:stop]
     return _sum_slots(out, inverse_N, weights_TK.shape[1]), hidden
@@ -113,26 +113,28 @@ def _backward(
     act = activate(hidden, kind)
     grad_act = torch.empty_like(act)
     for e, (start, stop) in enumerate(spans):
-        torch.mm(grad[start:stop], down_proj[e], out=grad_act[start:stop])
-    grad_down_bias = _bias_gradients(grad if weigh_input else grad * weight, spans, down_bias)
+        _mm_(grad_act[start:stop], grad[start:stop], down_proj[e])
+    grad_down_bias = down_proj.new_empty(0)
+    if down_bias is not None:
+        grad_down_bias = _bias_gradients(grad if weigh_input else grad * weight, spans, down_bias)
     grad_weight = grad.new_zeros(order_N.numel())
     if not weigh_input:
         grad_weight[:rows] = (grad_act * act).sum(dim=1)
         if down_bias is not None:
             for e, (start, stop) in enumerate(spans):
-                grad_weight[start:stop] += grad[start:stop] @ down_bias[e]
+                grad_weight[start:stop] += grad[start:stop] @ down_bias[e].to(grad.dtype)
         act, grad_act = act * weight, grad_act * weight
     grad_down = torch.empty_like(down_proj)
     for e, (start, stop) in enumerate(spans):
-        torch.mm(grad[start:stop].t(), act[start:stop], out=grad_down[e])
+        _mm_(grad_down[e], grad[start:stop].t(), act[start:stop])
     grad_hidden = activate_backward(grad_act, hidden, kind)
     x = _gather(x_TD, order_N, top_k, rows)
     x_in = x * weight if weigh_input else x
     grad_up = torch.empty_like(up_proj)
     grad_x = _rows_then_zeros(x, order_N.numel(), rows)
     for e, (start, stop) in enumerate(spans):
-        torch.mm(grad_hidden[start:stop].t(), x_in[start:stop], out=grad_up[e])
-        torch.mm(grad_hidden[start:stop], up_proj[e], out=grad_x[start:stop])
+        _mm_(grad_up[e], grad_hidden[start:stop].t(), x_in[start:stop])
+        _mm_(grad_x[start:stop], grad_hidden[start:stop], up_proj[e])
     if weigh_input:
         grad_weight[:rows] = (grad_x[:rows] * x).sum(dim=1)
         grad_x[:rows] *= weight
@@ -151,9 +153,9 @@ def _(
     grad_TD, x_TD, weights_TK, order_N, inverse_N, rows_E, hidden, up_proj, down_proj, down_bias,
     activation, weigh_input,
 ):  # fmt: skip
-    bias = grad_TD.new_empty(down_proj.shape[:2] if down_bias is not None else (0,))
+    bias = down_proj.new_empty(down_proj.shape[:2] if down_bias is not None else (0,))
     shapes = (torch.empty_like(t) for t in (x_TD, weights_TK, up_proj, down_proj))
-    return (*shapes, grad_TD.new_empty(up_proj.shape[:2]), bias)
+    return (*shapes, up_proj.new_empty(up_proj.shape[:2]), bias)
 
 
 def _save(ctx, inputs, output):
@@ -191,6 +193,16 @@ def _spans(rows_E: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
+def _mm_(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Write a @ b into `out`: weights b are rounded to the dtype of a; `out` may be wider than that."""
+    if not out.shape[0]:
+        return
+    if out.dtype == a.dtype:
+        torch.mm(a, b.to(a.dtype), out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
 def _gather(x_TD: Tensor, order_N: Tensor, top_k: int, rows: int) -> Tensor:
     """The tokens of the first `rows` sorted assignments, [rows, D]."""
     return x_TD.index_select(0, order_N[:rows] // top_k)
@@ -214,8 +226,7 @@ def _sum_slots(out_ND: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
     return out_ND[inverse_N].view(-1, top_k, out_ND.shape[1]).sum(dim=1)
 
 
-def _bias_gradients(grad: Tensor, spans: list[tuple[int, int]], like: Tensor | None) -> Tensor:
-    """Row sums per expert, [E, ...]; empty when there is no bias."""
-    if like is None:
-        return grad.new_empty(0)
-    return torch.stack([grad[start:stop].sum(dim=0) for start, stop in spans])
+def _bias_gradients(grad: Tensor, spans: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Row sums per expert, [E, ...], in the dtype of `like`."""
+    sums = [grad[start:stop].sum(dim=0) for start, stop in spans]
+    return torch.stack(sums).to(like.dtype)

@@ -4,14 +4,14 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from moeworks.ops.native.library import Library, TensorStruct, described
+from moeworks.ops.native.library import Library, described
+from moeworks.ops.native.structs import ADAMW_NUMBERS, ADAMW_TENSORS, AdamWItemStruct, TensorStruct
 
-_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+_WRITTEN = ("param", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +30,9 @@ class AdamWItem:
     step: float
 
 
-class _Item(ctypes.Structure):
-    """mw_adamw_item."""
-
-    _fields_ = (
-        *((name, TensorStruct) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
-        *((name, ctypes.c_double) for name in _NUMBERS),
-    )
-
-
 def adamw_step(lib: Library, items: Sequence[AdamWItem], gradient_scale: float = 1.0) -> None:
     """Update parameters and moments in place as torch.optim.AdamW does, with gradients times the scale."""
-    array = (_Item * len(items))(*(_described(item) for item in items))
+    array = (AdamWItemStruct * len(items))(*(_described(item) for item in items))
     lib.call(
         "mw_adamw",
         array,
@@ -49,6 +40,8 @@ def adamw_step(lib: Library, items: Sequence[AdamWItem], gradient_scale: float =
         ctypes.c_double(gradient_scale),
         torch.get_num_threads(),
     )
+    # Autograd, and whoever caches something made of them, must see that they changed.
+    torch.autograd.graph.increment_version([getattr(item, name) for item in items for name in _WRITTEN])
 
 
 def total_norm(lib: Library, tensors: Sequence[Tensor]) -> Tensor:
@@ -65,11 +58,11 @@ def total_norm(lib: Library, tensors: Sequence[Tensor]) -> Tensor:
     return torch.tensor(math.sqrt(total.value) if total.value >= 0 else math.nan, dtype=torch.float32)
 
 
-def _described(item: AdamWItem) -> Any:
-    tensors = (_flat(t) for t in (item.param, item.grad, item.exp_avg, item.exp_avg_sq))
-    return _Item(*tensors, *(getattr(item, name) for name in _NUMBERS))
+def _described(item: AdamWItem) -> AdamWItemStruct:
+    tensors = (_flat(getattr(item, name)) for name in ADAMW_TENSORS)
+    return AdamWItemStruct(*tensors, *(getattr(item, name) for name in ADAMW_NUMBERS))
 
 
 def _flat(tensor: Tensor) -> TensorStruct:
-    """All elements in a row; what the memory between them is would be lost on one that is not contiguous."""
+    """All elements as one dimension; of a contiguous tensor, whose memory they fill."""
     return described(tensor.detach().view(-1))

@@ -4,6 +4,7 @@ It is built when moeworks is installed from source with a C++ compiler at hand. 
 """
 
 import ctypes
+import hashlib
 import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from moeworks.errors import ConfigError
+from moeworks.ops.native.structs import STRUCTS, TensorStruct
 
-ABI_VERSION = 1
 _DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -24,49 +25,28 @@ _DTYPES = {
     torch.int32: 4,
     torch.float64: 5,
 }
-_MAX_DIMS = 4
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_HEADER = Path(__file__).parents[4] / "native" / "moeworks.h"
+"""In a checkout, where an editable install may have kept the library of an earlier build."""
 _FILE = f"{'' if sys.platform == 'win32' else 'lib'}moeworks{_SUFFIX}"
-
-
-class TensorStruct(ctypes.Structure):
-    """mw_tensor: where a tensor lies, and what it is."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("shape", ctypes.c_int64 * _MAX_DIMS),
-        ("stride", ctypes.c_int64 * _MAX_DIMS),
-        ("ndim", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-    )
 
 
 def described(tensor: torch.Tensor | None) -> TensorStruct:
     """The description of a CPU tensor; that of an absent one for None. The tensor must outlive the call."""
     if tensor is None:
         return TensorStruct()
-    dims = ctypes.c_int64 * _MAX_DIMS
-    return TensorStruct(
-        tensor.data_ptr() or None,
-        dims(*tensor.shape),
-        dims(*tensor.stride()),
-        tensor.dim(),
-        _DTYPES[tensor.dtype],
-    )
+    return TensorStruct.of(tensor.data_ptr(), tensor.shape, tensor.stride(), _DTYPES[tensor.dtype])
 
 
 class Library:
     """The loaded library."""
 
     def __init__(self, path: Path) -> None:
-        """Load the file at `path`. Raises OSError when it cannot be loaded or is of another version."""
+        """Load the file at `path`. Raises OSError when it cannot be loaded or has another interface."""
         self.path = path
         self._lib = lib = ctypes.CDLL(str(path))
-        lib.mw_abi_version.restype = ctypes.c_int32
-        if lib.mw_abi_version() != ABI_VERSION:
-            raise OSError(
-                f"{path} has interface {lib.mw_abi_version()}, moeworks needs {ABI_VERSION}: reinstall"
-            )
+        if not _fits(lib):
+            raise OSError(f"{path} was built from another version of its source: install moeworks again")
         lib.mw_last_error.restype = lib.mw_isa.restype = ctypes.c_char_p
         lib.mw_allocate.restype = ctypes.c_void_p
         lib.mw_allocate.argtypes = [ctypes.c_int64]
@@ -122,7 +102,7 @@ class Library:
         return self._lib.mw_cached_bytes()
 
     def release_cache(self) -> None:
-        """Give those back to the system."""
+        """Return the cached memory to the system."""
         self._lib.mw_release_cache()
 
 
@@ -159,6 +139,20 @@ def unavailable() -> str | None:
     """Why there is no library, or None: a constant for torch.compile, which cannot trace loading."""
     found = library()
     return found if isinstance(found, str) else None
+
+
+def _fits(lib: ctypes.CDLL) -> bool:
+    """Whether the library has the structures of this package, and its header where that is at hand."""
+    try:
+        lib.mw_interface.restype, lib.mw_size_of.restype = ctypes.c_char_p, ctypes.c_int64
+        interface = lib.mw_interface().decode()
+        sizes = {name: lib.mw_size_of(name.encode()) for name in STRUCTS}
+    except AttributeError:
+        return False
+    header = _HEADER.read_bytes() if _HEADER.is_file() else None
+    if header is not None and hashlib.sha256(header).hexdigest() != interface:
+        return False
+    return sizes == {name: ctypes.sizeof(struct) for name, struct in STRUCTS.items()}
 
 
 def _find() -> Path | None:

@@ -1,23 +1,31 @@
-"""When the native library serves tensors, and how its row-wise functions see them."""
+"""The choice of the native library for given tensors, and their layout for its row-wise functions."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moeworks.ops.native.library import Library, library
 
 
 def serving(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Library | None:
-    """The library if it is there and all tensors are on the CPU, of one of `dtypes`.
+    """The library if it is there and all tensors are plain ones on the CPU, of one of `dtypes`.
 
     Not in a compiled graph: a compiler fuses torch's row-wise functions itself.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not are_plain(*tensors):
         return None
     for tensor in tensors:
         if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype not in dtypes):
             return None
     found = library()
     return None if isinstance(found, str) else found
+
+
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether the elements of all tensors lie where `data_ptr` says.
+
+    Those of a subclass (a shard, a quantised or a fake tensor) may lie elsewhere, or nowhere.
+    """
+    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def must_library() -> Library:
