@@ -1,4 +1,4 @@
-"""One safetensors file, mapped into memory and read tensor by tensor.
+"""One safetensors file: mapped into memory and read tensor by tensor, or written.
 
 The format (huggingface/safetensors, README): 8 bytes with the header's length, a JSON header that gives each
 tensor's dtype, shape and place, then the bytes. Everything in the header is checked before a byte is used.
@@ -10,11 +10,13 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moeworks.errors import CheckpointError
@@ -29,6 +31,14 @@ _MAX_HEADER = 100_000_000
 _PREFIX = 8
 _PIECE = 32_256
 """Numbers that are converted at a time: torch computes in one thread below 32,768."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a new file that is as readable to others as the umask says. Raises OSError, SafetensorError."""
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})  # replaces the file by one of mode 0600
+    path.chmod(mode)
 
 
 @dataclass(frozen=True)

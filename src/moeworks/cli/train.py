@@ -41,7 +41,10 @@ def parse(argv: list[str]) -> TrainRequest:
     options = parsed.options
     if options.resume is None:
         config = dense_twin(parsed.config) if options.dense_twin else parsed.config
-        name = options.name or _default_name(parsed.preset, options.dense_twin)
+        name = options.name
+        if name is None:
+            name = _default_name(parsed.preset, options.dense_twin)
+        _check_name(name)
         return TrainRequest(config, RunDir(options.out / name), resume=False)
     if parsed.chosen or options != TrainOptions(resume=options.resume):
         raise ConfigError(
@@ -50,6 +53,14 @@ def parse(argv: list[str]) -> TrainRequest:
         )
     directory = RunDir(options.resume)
     return TrainRequest(directory.load_config(), directory, resume=True)
+
+
+def _check_name(name: str) -> None:
+    """A run must not land outside --out, where it could meet other things."""
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        raise ConfigError(
+            f"--name {name!r}: must be the name of one folder, without '/'; --out chooses where it is made"
+        )
 
 
 def _default_name(preset: str | None, is_twin: bool) -> str:
