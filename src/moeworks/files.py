@@ -34,7 +34,7 @@ def publish(temporary: Path, path: Path, *, aside: Path | None = None) -> None:
     A file takes the place of an older file, a folder that of an empty one. A folder that is not empty is
     first renamed to `aside`, and back when the new one cannot take its place. Raises OSError.
     """
-    _sync_tree(temporary)
+    sync_tree(temporary)
     if aside is None or not path.exists():
         os.rename(temporary, path)
     else:
@@ -117,12 +117,13 @@ def sync_folder(path: Path) -> None:
             raise
 
 
-def _sync_tree(path: Path) -> None:
+def sync_tree(path: Path) -> None:
+    """Wait until a file, or a folder with all it holds, is on the disk."""
     if not path.is_dir():
         _sync(path)
         return
     for inner in path.iterdir():
-        _sync_tree(inner)
+        sync_tree(inner)
     sync_folder(path)
 
 

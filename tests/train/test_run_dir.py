@@ -80,9 +80,9 @@ def test_discard_leaves_a_folder_that_the_start_did_not_make(run, texts):
 def test_of_two_processes_one_has_the_folder(run):
     with run.locked() as is_new:
         assert is_new and run.is_empty()
-        with pytest.raises(DataError, match=rf"runs/name: in use by process {os.getpid()} on .*: wait"):
-            with RunDir(run.root).locked():
-                pass
+        message = rf"runs/name: in use by process {os.getpid()} on .*: wait"
+        with pytest.raises(DataError, match=message), RunDir(run.root).locked():
+            pass
     with run.locked() as is_new:
         assert not is_new
     assert list(run.root.iterdir()) == []
@@ -90,9 +90,9 @@ def test_of_two_processes_one_has_the_folder(run):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(DataError, match=r"runs/name: cannot be written: Not a directory"):
-        with RunDir(tmp_path / "runs" / "name").locked():
-            pass
+    message = r"runs/name: cannot be written: Not a directory"
+    with pytest.raises(DataError, match=message), RunDir(tmp_path / "runs" / "name").locked():
+        pass
 
 
 def test_discard_leaves_what_others_put_there(run, texts):

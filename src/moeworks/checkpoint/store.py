@@ -141,7 +141,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     for name, entry in files.items():
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path}: files names {name!r}: expected a .safetensors file in the checkpoint's own directory"
+                f"{path}: files names {name!r}: expected a .safetensors file in the same directory"
             )
         if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
             raise CheckpointError(f"{path}: files[{name!r}]: expected an object with `size` and `sha256`")
