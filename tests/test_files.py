@@ -202,3 +202,49 @@ def test_a_file_system_without_locks_lets_us_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with locked(tmp_path):
         pass
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from moeworks.data import cache
+from moeworks.errors import MoeworksError
+from moeworks.files import write_atomically
+from moeworks.trace import TraceHeader
+from moeworks.trace.write import TraceWriter, write_trace
+sys.path.insert(0, {tests!r})
+from traces import random_block
+
+root = Path(sys.argv[1])
+header = TraceHeader(num_experts=8, top_k=2, layers=(0, 1))
+block = random_block(header, 20_000)
+
+def corpus():
+    with cache.building(root / "corpus") as folder:
+        (folder / "tokens.bin").write_bytes(b"x" * 200_000)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+for work in (
+    lambda: write_atomically(root / "report.html", b"x" * 200_000),
+    lambda: write_trace(root / "t.parquet", header, block),
+    corpus,
+):
+    try:
+        work()
+    except MoeworksError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_disk_that_refuses_is_one_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("the old report")
+    script = LIMITED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report, trace, corpus = done.stdout.splitlines()
+    assert report == f"DataError {tmp_path}/report.html: cannot be written: File too large"
+    assert trace.startswith(f"DataError {tmp_path}/t.parquet: cannot be written: ")
+    assert corpus.startswith(f"DataError {tmp_path}: the token cache cannot be written: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "the old report"

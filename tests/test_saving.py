@@ -308,8 +308,7 @@ def test_the_tokenizer_of_a_run_comes_along(
     assert theirs.encode_prompt(TEXT) == ours.encode_prompt(TEXT)
     assert (theirs.start_ids, theirs.stop_ids) == (ours.start_ids, ours.stop_ids) == ((256,), (256,))
     assert theirs.decode(theirs.encode(TEXT)) == TEXT
-    argv = ["generate", str(folder), "--max-new-tokens", "3", "--temperature", "0"]
-    assert main([*argv, "--prompt", "Line"]) == 0
+    assert main(["generate", str(folder), "Line", "--max-new-tokens", "3", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("Line")
 
 

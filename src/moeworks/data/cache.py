@@ -37,9 +37,9 @@ def is_key(name: str) -> bool:
 
 def write_meta(folder: Path, meta: Mapping[str, object], checksums: Mapping[str, str]) -> None:
     """Write meta.json: `meta`, and size and checksum of each file (by path relative to `folder`)."""
-    files = {name: [(folder / name).stat().st_size, checksums[name]] for name in sorted(checksums)}
-    content = {**meta, "files": files}
-    samples = {name: sampled_checksum(folder / name) for name, (size, _) in files.items() if _is_large(size)}
+    sizes = {name: (folder / name).stat().st_size for name in sorted(checksums)}
+    content = {**meta, "files": {name: [size, checksums[name]] for name, size in sizes.items()}}
+    samples = {name: sampled_checksum(folder / name) for name, size in sizes.items() if _is_large(size)}
     sealed = {**content, "checksum": meta_checksum(content), "samples": samples}
     write_atomically(folder / "meta.json", json.dumps(sealed, indent=1).encode())
 

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 from moeworks.errors import DataError
 from moeworks.files import publish, refused, remove, temporary_name
 from moeworks.trace.block import TraceBlock, check_block
-from moeworks.trace.header import TraceHeader
+from moeworks.trace.header import METADATA_KEY, TraceHeader
 from moeworks.trace.schema import parquet_options, to_batch, trace_schema
 
 ROW_GROUP_BYTES = 32 << 20
-_MAGIC = b"PAR1"  # the first bytes of a Parquet file
 
 
 class TraceWriter:
@@ -114,18 +113,17 @@ class TraceWriter:
 
 
 def _check_replaceable(path: Path) -> None:
-    """A name mistyped for that of a text or of weights must not cost them."""
-    if not path.exists():
+    """A name that is by mistake that of the texts or the weights must not cost them."""
+    if not path.exists() or (path.is_file() and (path.stat().st_size == 0 or _is_trace(path))):
         return
-    start = b"a folder, a device or a pipe"
+    raise DataError(f"{path}: exists and is no trace: choose another name, or delete it first")
+
+
+def _is_trace(path: Path) -> bool:
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                start = file.read(len(_MAGIC))
-    except OSError as error:
-        raise refused(path, error) from error
-    if start not in (b"", _MAGIC):
-        raise DataError(f"{path}: exists and is no trace: choose another name, or delete it first")
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def row_group_tokens(header: TraceHeader) -> int:
