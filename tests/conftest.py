@@ -4,6 +4,7 @@ With --no-native the tests run as they do where moeworks was installed without i
 """
 
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -31,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No test cuts the power, and waiting for the disk costs 10 ms a file. Processes that tests start do wait.
+    os.fsync = lambda descriptor: None
     if not config.getoption("--no-jaxtyping"):
         check_annotations()
     if config.getoption("--no-native"):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, that survive a power cut, and locks on folders.
+"""Files and folders that appear whole or not at all and survive a power cut, and locks on folders.
 
 Everything that must never be seen half-written is written under a temporary name beside its place and then
 published: the content reaches the disk first, then the name, then the folder that holds the name.

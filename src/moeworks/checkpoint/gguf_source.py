@@ -39,15 +39,15 @@ class GgufSource:
                 raise CheckpointError(f"{path}: truncated: {tensor.name} ends beyond its {size} bytes")
 
     def names(self) -> set[str]:
-        """All tensors."""
+        """Names of all tensors."""
         return set(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Outermost dimension first, as in torch."""
+        """Shape of a tensor, outermost dimension first, as in torch."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def tensor(self, name: str) -> Tensor:
-        """Its values."""
+        """Values of a tensor, dequantised."""
         tensor = self._tensors[name]
         try:
             values = self._dequantize(tensor.data, tensor.tensor_type)
@@ -60,8 +60,8 @@ class GgufSource:
         return torch.from_numpy(array.copy()).view(self.shape(name))
 
     def release(self, name: str) -> None:
-        """Pages of the file are the system's to drop."""
+        """Nothing: the system drops pages of the file by itself."""
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Never: values are dequantised first."""
+        """Always False: values are dequantised first."""
         return False

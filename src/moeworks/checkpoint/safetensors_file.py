@@ -43,12 +43,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies."""
+    """Place and type of a tensor in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Of its bytes, from the beginning of the file."""
+    """Offset of its first byte from the beginning of the file."""
     stop: int
 
 
@@ -66,7 +66,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the mapped file; valid as long as this object."""
+        """Values of a tensor: a view of the mapped file, valid as long as this object."""
         info = self.tensors[name]
         count = math.prod(info.shape)
         if count == 0:
