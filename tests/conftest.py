@@ -4,6 +4,7 @@ With --no-native the tests run as they do where moeworks was installed without i
 """
 
 import importlib
+import os
 import signal
 import sys
 from types import ModuleType
@@ -35,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A job in the background ignores Ctrl-C, and so do processes that it starts; tests send it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # No test cuts the power, and waiting for the disk costs 10 ms a file. Processes that tests start do wait.
+    os.fsync = lambda descriptor: None
     if not config.getoption("--no-jaxtyping"):
         check_annotations()
     if config.getoption("--no-native"):

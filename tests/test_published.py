@@ -219,7 +219,7 @@ def reshape(name):
         ),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.int64)}),
-            r"model\.norm\.weight is of torch\.int64",
+            r"model\.norm\.weight: its dtype is torch\.int64; expected a floating-point one",
         ),
     ],
 )

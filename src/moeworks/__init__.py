@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from moeworks.ops.losses import balance_losses, total_balance_loss, updated_expert_bias
     from moeworks.ops.replay import Replay
     from moeworks.ops.routing import Routing
-    from moeworks.pretrained import load, save
+    from moeworks.pretrained import load
+    from moeworks.saving import save
     from moeworks.trace.read import RoutingTrace
 
 __version__ = "0.1.0"
@@ -47,7 +48,7 @@ _HOMES = {
     "SoftMoE": "moeworks.layers.soft_moe",
     "balance_losses": "moeworks.ops.losses",
     "load": "moeworks.pretrained",
-    "save": "moeworks.pretrained",
+    "save": "moeworks.saving",
     "total_balance_loss": "moeworks.ops.losses",
     "updated_expert_bias": "moeworks.ops.losses",
 }

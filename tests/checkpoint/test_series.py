@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from moeworks.checkpoint import (
     checkpoint_dir,
+    find_latest,
     latest_checkpoint,
     list_checkpoints,
     prune_checkpoints,
@@ -21,6 +23,7 @@ from moeworks.checkpoint import (
     write_checkpoint,
 )
 from moeworks.errors import CheckpointError, ConfigError
+from moeworks.files import locked
 
 
 def _write(root: Path, *steps: int) -> list[Path]:
@@ -82,6 +85,33 @@ def test_a_checkpoint_whose_replacement_was_killed_is_found(tmp_path: Path) -> N
     assert latest_checkpoint(tmp_path) == path
 
 
+def test_what_a_killed_replacement_left_is_found_whoever_has_its_process_id(tmp_path: Path) -> None:
+    (path,) = _write(tmp_path, 7)
+    os.rename(path, tmp_path / ".step-00000007.old-1")
+    assert list_checkpoints(tmp_path) == []
+    assert find_latest(tmp_path) == path
+
+
+def test_there_may_be_no_latest(tmp_path: Path) -> None:
+    assert find_latest(tmp_path) is None
+    assert find_latest(tmp_path / "nowhere") is None
+
+
+def test_a_living_writer_is_waited_for(tmp_path: Path) -> None:
+    """A reader that looks between the two renames of a replacement must not undo the first."""
+    (path,) = _write(tmp_path, 7)
+    aside = tmp_path / ".step-00000007.old-1"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path):
+            os.rename(path, aside)
+            found = pool.submit(find_latest, tmp_path)
+            with pytest.raises(TimeoutError):
+                found.result(timeout=0.2)
+            assert aside.is_dir()
+            os.rename(aside, path)
+        assert found.result() == path
+
+
 def test_a_restoration_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = _write(tmp_path, 7)
     os.rename(path, tmp_path / f".step-00000007.old-{os.getpid()}")
@@ -140,7 +170,6 @@ from moeworks.checkpoint import *
 
 root = Path(sys.argv[1])
 DYING_CALLS = [(os, name) for name in ("rename", "fsync", "rmdir", "unlink", "mkdir")]
-DYING_CALLS += [(shutil, "copymode")]
 
 def write(step):
     tensors = {"model": {"weight": torch.full((200_000,), float(step))}, "rng": {"x": torch.tensor(step)}}

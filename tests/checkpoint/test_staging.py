@@ -99,12 +99,30 @@ def test_sweep_takes_a_leftover_of_its_own_id_for_an_earlier_process(tmp_path: P
     assert _names(tmp_path) == []
 
 
-def test_sweep_leaves_living_processes_and_strangers_alone(tmp_path: Path) -> None:
-    names = [f".step-00000001.tmp-{os.getppid()}", ".step-00000001.tmp-1", ".other.tmp-99", "step-00000001"]
+@pytest.mark.parametrize("pid", [1, os.getppid()])
+def test_a_leftover_does_not_live_as_long_as_another_process_has_its_id(tmp_path: Path, pid: int) -> None:
+    for name in (f".step-00000001.old-{pid}", f".step-00000002.tmp-{pid}"):
+        (tmp_path / name).mkdir()
+    sweep_leftovers(tmp_path)
+    assert _names(tmp_path) == ["step-00000001"]
+
+
+def test_a_leftover_may_be_a_link_of_which_only_the_name_goes(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    _fill(elsewhere, "kept")
+    (tmp_path / "step-00000001").symlink_to(elsewhere)
+    remove_directory(tmp_path / "step-00000001")
+    assert _names(tmp_path) == ["elsewhere"]
+    assert (elsewhere / "file").read_text() == "kept"
+
+
+def test_sweep_leaves_strangers_alone(tmp_path: Path) -> None:
+    names = [".other.tmp-99", ".step-1", "step-00000001"]
     for name in names:
         (tmp_path / name).mkdir()
     sweep_leftovers(tmp_path)
-    assert _names(tmp_path) == sorted(set(names))
+    assert _names(tmp_path) == sorted(names)
 
 
 def test_a_replaced_directory_returns_only_if_its_successor_is_missing(tmp_path: Path, dead_pid: int) -> None:

@@ -1,7 +1,9 @@
 """Writing, verifying and reading one checkpoint."""
 
 import errno
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -157,6 +159,47 @@ def _flip_byte(path: Path) -> None:
     file.write_bytes(content)
 
 
+def _name_in_manifest(path: Path, change: Callable[[dict], None]) -> None:
+    """Rewrite the description with a checksum that fits, as anyone can."""
+    file = path / "checkpoint.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    change(manifest)
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    manifest["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"../outside.safetensors": {"size": 1, "sha256": ""}}, r"files names '\.\./outside\.safetensors'"),
+        ({"/etc/passwd": {"size": 1, "sha256": ""}}, "files names '/etc/passwd'"),
+        ({"model.bin": {"size": 1, "sha256": ""}}, "files names 'model.bin'"),
+        ({"model.safetensors": 3}, r"files\['model.safetensors'\]: expected an object with"),
+        (["model.safetensors"], "expected an object `files`"),
+    ],
+)
+def test_a_description_that_leads_out_of_its_directory_is_refused(
+    tmp_path: Path, files: object, message: str
+) -> None:
+    path = _write_small(tmp_path / "step-00000003")
+    (tmp_path / "outside.safetensors").write_bytes(b"x")
+    _name_in_manifest(path, lambda manifest: manifest.update(files=files))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        path = _write_small(tmp_path / "step-00000003")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~mask}
+
+
 def _edit(old: str, new: str) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         file = path / "checkpoint.json"
@@ -228,7 +271,7 @@ def _no_space(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["store.save_file", "store._write_manifest", "staging.os.fsync"])
+@pytest.mark.parametrize("where", ["safetensors_file.save_file", "store._write_manifest", "staging.os.fsync"])
 @pytest.mark.parametrize("step", [3, 4], ids=["same step", "next step"])
 def test_a_full_disk_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int
@@ -242,7 +285,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 
 
 def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moeworks.checkpoint.store.save_file", _no_space)
+    monkeypatch.setattr("moeworks.checkpoint.safetensors_file.save_file", _no_space)
     with pytest.raises(CheckpointError, match="there is no earlier checkpoint"):
         _write_small(tmp_path / "step-00000003")
     assert list(tmp_path.iterdir()) == []

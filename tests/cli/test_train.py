@@ -14,6 +14,7 @@ from moeworks.cli.progress import TrainingDisplay
 from moeworks.config.count import count_parameters
 from moeworks.config.presets import preset
 from moeworks.data.tokenizer import load_tokenizer
+from moeworks.files import locked
 from moeworks.ops.native.library import Library, library
 from moeworks.pretrained import load
 from moeworks.train.run_dir import RunDir
@@ -252,3 +253,45 @@ def test_fields_have_the_names_of_other_verbs_too(fields, tmp_path):
     train = RunDir(tmp_path / "run").load_config().train
     assert (train.steps, train.seq_len, train.batch_size, train.seed) == (1, 32, 2, 5)
     assert train.precision == "bfloat16"
+
+
+# Where a run may lie, and who may train in it.
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "/tmp/absolute", ".", "..", "", "a/"])
+def test_a_name_is_that_of_one_folder(fields, tmp_path, capsys, name):
+    assert main(["train", "smoke", *fields, "--out", str(tmp_path / "runs"), "--name", name]) == 2
+    assert f"--name {name!r}: must be the name of one folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_starts_with_one_name(fields, tmp_path, capsys):
+    root = tmp_path / "mine"
+    root.mkdir()
+    with locked(root):
+        assert main(["train", "smoke", *fields, "--out", str(tmp_path), "--name", "mine"]) == 2
+    assert f"{root}: in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert list(root.iterdir()) == []
+
+
+def test_two_resumptions_at_once(copied, capsys):
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with locked(copied):
+        assert main(["train", "--resume", str(copied)]) == 2
+    assert f"{copied}: in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_resume_finds_what_a_killed_replacement_moved_aside(copied, finished, capsys):
+    latest = latest_checkpoint(copied / "checkpoints")
+    latest.rename(latest.with_name(f".{latest.name}.old-1"))
+    assert main(["train", "--resume", str(copied)]) == 0
+    assert f"resuming {latest}" in capsys.readouterr().out
+    assert_same_end(copied, finished)
+
+
+def test_a_start_that_fails_leaves_a_folder_that_was_there(fields, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    argv = ["train", "smoke", *fields, "--out", str(tmp_path), "--name", "mine"]
+    assert main([*argv, "--data", str(tmp_path / "nothing")]) == 2
+    assert (tmp_path / "mine").is_dir() and not list((tmp_path / "mine").iterdir())

@@ -1,5 +1,7 @@
 import hashlib
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,10 +62,55 @@ def test_an_altered_meta_is_noticed(folder: Path) -> None:
         cache.read_meta(folder)
 
 
-def test_of_large_files_only_the_size_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "a.bin").write_bytes(b"SOME BYTES")
-    monkeypatch.setattr(cache, "CHECKED_BYTES", 9)
-    assert cache.read_meta(folder)["format"] == 3
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished folder with a file that is too large to be read whole at every opening."""
+    monkeypatch.setattr(cache, "CHECKED_BYTES", 1000)
+    monkeypatch.setattr(cache, "_SAMPLE_BYTES", 16)
+    with cache.building(tmp_path / "key") as temporary:
+        (temporary / "tokens.bin").write_bytes(bytes(range(1, 251)) * 400)
+        cache.write_meta(
+            temporary, {"format": 3}, {"tokens.bin": cache.file_checksum(temporary / "tokens.bin")}
+        )
+    return tmp_path / "key"
+
+
+def test_of_a_large_file_samples_are_read(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "file_checksum", lambda path: pytest.fail("the whole file was read"))
+    assert cache.read_meta(large)["format"] == 3
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 100_000), (98_000, 100_000), (0, 20), (50_000, 52_000)])
+def test_zeros_in_a_large_file_are_noticed(large: Path, start: int, stop: int) -> None:
+    content = bytearray((large / "tokens.bin").read_bytes())
+    content[start:stop] = bytes(stop - start)
+    (large / "tokens.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"tokens\.bin: altered \(the sha256 of its samples differs\)"):
+        cache.read_meta(large)
+
+
+def test_a_large_file_of_an_earlier_version_is_read_whole(large: Path) -> None:
+    meta = json.loads((large / "meta.json").read_text())
+    del meta["samples"]
+    (large / "meta.json").write_text(json.dumps(meta))
+    assert cache.read_meta(large)["format"] == 3
+    (large / "tokens.bin").write_bytes(bytes(100_000))
+    with pytest.raises(DataError, match=r"tokens\.bin: altered \(its sha256 differs\)"):
+        cache.read_meta(large)
+
+
+def test_samples_do_not_change_what_a_corpus_is_known_by(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = cache.meta_checksum(cache.read_meta(folder))
+    monkeypatch.setattr(cache, "CHECKED_BYTES", 3)
+    again = folder.parent / "again"
+    with cache.building(again) as temporary:
+        shutil.copytree(folder / "part", temporary / "part")
+        shutil.copy(folder / "a.bin", temporary)
+        sums = {name: cache.file_checksum(temporary / name) for name in ("a.bin", "part/b.bin")}
+        cache.write_meta(temporary, {"format": 3}, sums)
+    assert cache.meta_checksum(cache.read_meta(again)) == known
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -1,49 +1,18 @@
 """Tokenizers inside GGUF files."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_gguf import BYTES, PIECES, write_tokenizer
 
 from moeworks.data.gguf_tokenizer import bpe_of_scores, byte_level_bpe, read_gguf_tokenizer
 from moeworks.data.model_tokenizer import tokenizer_of
-from moeworks.data.tokenizer import BYTE_CHARACTERS
 from moeworks.errors import DataError
-
-gguf = pytest.importorskip("gguf")
-BYTES = [*BYTE_CHARACTERS, "ab", "Ġab", "<|end|>"]
-PIECES = [
-    "<unk>",
-    "<s>",
-    "</s>",
-    *(f"<0x{byte:02X}>" for byte in range(256)),
-    "▁",
-    "a",
-    "b",
-    "▁a",
-    "ab",
-    "▁ab",
-]
-
-
-def write(path: Path, model: str, tokens: list[str], **fields) -> Path:
-    """A file with a tokenizer and no tensors."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model(model)
-    writer.add_token_list(tokens)
-    for name, value in fields.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_byte_level(tmp_path):
     types = [1] * 258 + [3]
-    path = write(
+    path = write_tokenizer(
         tmp_path / "m.gguf", "gpt2", BYTES, token_merges=["a b", "Ġ ab"], token_types=types, eos_token_id=258,
         tokenizer_pre="smollm", chat_template="{{ messages[0].content }}<|end|>",
     )  # fmt: skip
@@ -57,7 +26,7 @@ def test_byte_level(tmp_path):
 
 def test_pieces_with_scores(tmp_path):
     scores = [0.0] * 260 + [-1.0, -2.0, -3.0, -4.0, -5.0]
-    path = write(
+    path = write_tokenizer(
         tmp_path / "m.gguf", "llama", PIECES, token_scores=scores, bos_token_id=1, eos_token_id=2,
         token_types=[2, 3, 3] + [6] * 256 + [1] * 6,
     )  # fmt: skip
@@ -85,7 +54,7 @@ def test_the_best_score_merges_first():
 
 def test_bad_ones_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.ggml.model = 'bert': only gpt2 and llama"):
-        read_gguf_tokenizer(write(tmp_path / "a.gguf", "bert", ["a"]))
+        read_gguf_tokenizer(write_tokenizer(tmp_path / "a.gguf", "bert", ["a"]))
     with pytest.raises(DataError, match=r"tokenizer.ggml.pre = 'smolm': did you mean 'smollm'"):
         byte_level_bpe(BYTES, [], "smolm")
     with pytest.raises(DataError, match="they do not fit the tokens"):
@@ -93,7 +62,9 @@ def test_bad_ones_are_errors(tmp_path):
     with pytest.raises(DataError, match="1 of them for 2 tokens"):
         bpe_of_scores(["a", "b"], [1.0])
     with pytest.raises(DataError, match=r"eos_token_id = 999: there are 259 tokens"):
-        read_gguf_tokenizer(write(tmp_path / "b.gguf", "gpt2", BYTES, token_merges=["a b"], eos_token_id=999))
+        read_gguf_tokenizer(
+            write_tokenizer(tmp_path / "b.gguf", "gpt2", BYTES, token_merges=["a b"], eos_token_id=999)
+        )
     (tmp_path / "c.gguf").write_bytes(b"GGUF no")
     with pytest.raises(DataError, match="not a readable GGUF file"):
         read_gguf_tokenizer(tmp_path / "c.gguf")

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from lab_records import record, results
 
+from moeworks.errors import DataError
 from moeworks.labs.experiments import LABS
 from moeworks.labs.results import Results
 from moeworks.labs.summary import LabSummary, read_summary, summarise
@@ -94,6 +95,21 @@ def test_docs(tmp_path) -> None:
     index = write_index(tmp_path, found).read_text()
     for link in re.findall(r"\]\((\S+)\)", index):
         assert (tmp_path / link).is_file()
+
+
+def test_docs_never_replace_a_page_that_is_not_theirs(tmp_path) -> None:
+    one = summary("shared")
+    for write, folder in (
+        (write_lab_docs, tmp_path / "a"),
+        (lambda f, s: write_index(f, [s]), tmp_path / "b"),
+    ):
+        write_index(tmp_path, [one])
+        folder.mkdir()
+        (folder / "README.md").write_text("# My project")
+        with pytest.raises(DataError, match=r"README\.md: exists and is no page of a lab"):
+            write(folder, one)
+        assert [path.name for path in folder.iterdir()] == ["README.md"]
+        assert (folder / "README.md").read_text() == "# My project"
 
 
 def test_markdown_tables_have_equal_columns() -> None:

@@ -1,5 +1,7 @@
 """What is written comes back, from our reader and from others'; nothing half written stays."""
 
+import os
+
 import duckdb
 import numpy as np
 import pandas as pd
@@ -230,3 +232,41 @@ def test_memory_is_that_of_a_row_group():
     assert small == 131_072
     assert writing.row_group_tokens(large) == 1024
     assert len(trace_schema(large)) == 7 + 3 * 60
+
+
+# What is there already.
+
+
+def test_only_a_trace_is_replaced(tmp_path):
+    block = random_block(ALL, 20)
+    texts, corpus, folder = tmp_path / "d.jsonl", tmp_path / "corpus.parquet", tmp_path / "folder"
+    texts.write_text('{"text": "work"}')
+    pd.DataFrame({"text": ["work"]}).to_parquet(corpus)
+    folder.mkdir()
+    before = {path: path.read_bytes() for path in (texts, corpus)}
+    for path in (texts, corpus, folder):
+        with pytest.raises(DataError, match=rf"{path.name}: exists and is no trace: choose another name"):
+            write_trace(path, ALL, block)
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(tmp_path.iterdir()) == sorted([texts, corpus, folder])
+    (tmp_path / "t.parquet").touch()
+    for _ in range(2):
+        write_trace(tmp_path / "t.parquet", ALL, block)
+    assert RoutingTrace.open(tmp_path / "t.parquet").num_tokens == 20
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "real.parquet")
+    write_trace(tmp_path / "link.parquet", ALL, random_block(ALL, 20))
+    assert (tmp_path / "link.parquet").is_symlink()
+    assert RoutingTrace.open(tmp_path / "real.parquet").num_tokens == 20
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_trace_is_as_readable_as_the_umask_says(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_trace(tmp_path / "t.parquet", ALL, random_block(ALL, 20))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "t.parquet").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -44,7 +44,7 @@ sys.exit(main(sys.argv[1:]))
 
 MOMENTS = {
     "before the files of a checkpoint": ("store._write_manifest", "pass"),
-    "before a checkpoint gets its name": ("staging._publish", "pass"),
+    "before a checkpoint gets its name": ("staging.publish", "pass"),
     "between checkpoint and pruning": ("loop.prune_checkpoints", "pass"),
     "while an old checkpoint is deleted": (
         "series.remove_directory",

@@ -1,6 +1,7 @@
 """The files of a run."""
 
 import json
+import os
 
 import pytest
 from tiny_run import tiny_config
@@ -62,15 +63,42 @@ def test_discard_takes_back_what_a_start_wrote(run, texts):
     run.save_config(tiny_config(texts))
     run.tokenizer.write_text("{}")
     run.metrics.write_text("")
-    run.discard()
+    run.discard(folder=True)
     assert not run.root.exists()
-    run.discard()
+    run.discard(folder=True)
+
+
+def test_discard_leaves_a_folder_that_the_start_did_not_make(run, texts):
+    run.root.mkdir(parents=True)
+    with run.locked() as is_new:
+        assert not is_new
+        run.save_config(tiny_config(texts))
+        run.discard(folder=is_new)
+    assert run.root.is_dir() and list(run.root.iterdir()) == []
+
+
+def test_of_two_processes_one_has_the_folder(run):
+    with run.locked() as is_new:
+        assert is_new and run.is_empty()
+        message = rf"runs/name: in use by process {os.getpid()} on .*: wait"
+        with pytest.raises(DataError, match=message), RunDir(run.root).locked():
+            pass
+    with run.locked() as is_new:
+        assert not is_new
+    assert list(run.root.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    message = r"runs/name: cannot be written: Not a directory"
+    with pytest.raises(DataError, match=message), RunDir(tmp_path / "runs" / "name").locked():
+        pass
 
 
 def test_discard_leaves_what_others_put_there(run, texts):
     run.save_config(tiny_config(texts))
     (run.root / "notes.txt").write_text("mine")
-    run.discard()
+    run.discard(folder=True)
     assert [path.name for path in run.root.iterdir()] == ["notes.txt"]
 
 

@@ -1,5 +1,6 @@
 """A run step by step: what a step changes, and that a restored run goes on exactly."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +202,31 @@ def test_checkpoint_of_another_config(texts, corpus, tmp_path, change, message):
     checkpoint = saved(tiny_trainer(config, corpus), tmp_path)
     with pytest.raises(CheckpointError, match=message):
         tiny_trainer(change(config), corpus).restore(checkpoint)
+
+
+def with_progress(checkpoint, change):
+    state = json.loads(json.dumps(checkpoint.state))
+    change(state)
+    return replace(checkpoint, state=state)
+
+
+def test_checkpoint_of_another_version(texts, corpus, tmp_path):
+    config = tiny_config(texts)
+    trainer = tiny_trainer(config, corpus)
+    trainer.step()
+    checkpoint = saved(trainer, tmp_path)
+    earlier = with_progress(checkpoint, lambda state: state["progress"].pop("alarms"))
+    resumed = tiny_trainer(config, corpus)
+    resumed.restore(earlier)
+    assert resumed.progress.step == 1 and resumed.progress.alarms == {}
+    for change, message in [
+        (lambda state: state["progress"].update(epochs=3), r"progress\.epochs: unknown field.*newer version"),
+        (lambda state: state["progress"].update(step="1"), r"progress\.step = '1': must be int"),
+        (lambda state: state.pop("progress"), "holds no progress"),
+        (lambda state: state.pop("corpus"), "holds no corpus"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            resumed.restore(with_progress(checkpoint, change))
 
 
 # What is not finite.

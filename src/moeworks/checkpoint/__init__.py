@@ -14,12 +14,13 @@ A reader never sees half a checkpoint, whatever happens to the writer.
 """
 
 from moeworks.checkpoint.names import checkpoint_dir, list_checkpoints, step_of
-from moeworks.checkpoint.series import latest_checkpoint, prune_checkpoints
+from moeworks.checkpoint.series import find_latest, latest_checkpoint, prune_checkpoints
 from moeworks.checkpoint.store import Checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint
 
 __all__ = [
     "Checkpoint",
     "checkpoint_dir",
+    "find_latest",
     "latest_checkpoint",
     "list_checkpoints",
     "prune_checkpoints",

@@ -16,11 +16,11 @@ from moeworks.errors import CheckpointError
 
 _LISTED = 5
 _READERS = 4
-"""Threads that read at most: the page cache gives no more to further ones."""
+"""Largest number of threads that read: more of them get nothing faster from the page cache."""
 _EXPERT = "{e}"
 _PLACE = "{s}"
 _FREQUENCIES = "*.rotary_emb.inv_freq"
-"""Buffers of old checkpoints that the config determines."""
+"""Pattern of buffers in old checkpoints, whose values follow from the config."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Binding:
 
     @property
     def unflattened(self) -> tuple[int, ...]:
-        """The shape of the parts beside each other."""
+        """Shape of the parts joined along `dim`, before flattening."""
         shape = list(self.parts[0].shape)
         shape[self.dim] = sum(part.shape[self.dim] for part in self.parts) if shape else 0
         return tuple(shape) if self.parts[0].dim() else ()
@@ -63,7 +63,7 @@ class Binding:
             part.copy_(piece)
 
     def collect(self) -> Tensor:
-        """The published tensor, contiguous and apart from the model."""
+        """The published tensor, contiguous, sharing no memory with the model."""
         parts = [part.detach() for part in self.parts]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.dim)
         return whole.reshape(self.shape).clone(memory_format=torch.contiguous_format)
@@ -96,7 +96,7 @@ def bind(
 def fill(
     weights: WeightMap, model: ModelConfig, tensors: Mapping[str, Tensor], source: Source, origin: str
 ) -> None:
-    """Fill `tensors` from `source`. `check_names` has passed."""
+    """Fill `tensors` from `source`, for which `check_names` has passed. Raises CheckpointError."""
     renamed = usual_names(weights, source.names())
 
     def refused(binding: Binding) -> bool:
@@ -111,7 +111,9 @@ def fill(
         name = renamed[binding.name]
         published = source.tensor(name)
         if not published.dtype.is_floating_point:
-            raise CheckpointError(f"{origin}: {binding.name} is of {published.dtype}, not of real numbers")
+            raise CheckpointError(
+                f"{origin}: {binding.name}: its dtype is {published.dtype}; expected a floating-point one"
+            )
         binding.fill(published)
         source.release(name)
 
@@ -222,10 +224,11 @@ def _binding(rule: Rule, name: str, tensors: list[Tensor], place: Place) -> Bind
 
 
 def _check_covered(bindings: list[Binding], tensors: Mapping[str, Tensor]) -> None:
-    """Views of meta tensors share no addresses, so elements are counted in all."""
+    """Compare counts of elements: views of meta tensors have no addresses that could be compared."""
     bound = sum(part.numel() for binding in bindings for part in binding.parts)
     wanted = sum(tensor.numel() for tensor in tensors.values())
     if bound != wanted:
         raise CheckpointError(
-            f"the weight rules cover {bound} of the model's {wanted} numbers: one is missing or doubled"
+            f"the family's weight rules cover {bound} of the model's {wanted} numbers, expected each once: a"
+            " rule is missing or doubled"
         )

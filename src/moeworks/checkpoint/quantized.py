@@ -63,21 +63,21 @@ class Fp8Source:
         return {n for n in self._source.names() if n not in hidden and not n.endswith(_ACTIVATION_SCALES)}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """That of the weight."""
+        """Shape of the weight."""
         return self._source.shape(name)
 
     def tensor(self, name: str) -> Tensor:
-        """float32 for FP8 weights."""
+        """Data type of the values: float32 for FP8 weights."""
         if name not in self._scales:
             return self._source.tensor(name)
         return dequantize_fp8(self._source.tensor(name), self._source.tensor(self._scales[name]), self._block)
 
     def release(self, name: str) -> None:
-        """Give its pages back."""
+        """Pages of a tensor and its scales given back to the system."""
         self._source.release(name)
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Only what is not quantised."""
+        """Fill `out` straight from the file; False for quantised tensors."""
         return name not in self._scales and self._source.read_into(name, out)
 
     def _check(self, name: str, scale: str) -> None:
@@ -111,31 +111,31 @@ class Mxfp4Source:
                 raise CheckpointError(f"{name}_blocks and its scales must be of 8 bits")
 
     def names(self) -> set[str]:
-        """Packed weights by their own names."""
+        """Names of all tensors; packed weights go by their own names."""
         hidden = {f"{name}_{kind}" for name in self._packed for kind in ("blocks", "scales")}
         return self._source.names() - hidden | self._packed
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """[E, in, out] of packed weights."""
+        """Shape of a tensor: [E, in, out] for packed weights."""
         if name not in self._packed:
             return self._source.shape(name)
         experts, out, groups, _ = self._source.shape(f"{name}_blocks")
         return experts, groups * _BLOCK, out
 
     def tensor(self, name: str) -> Tensor:
-        """bfloat16 for packed weights: every MXFP4 value is one."""
+        """Data type of the values: bfloat16 for packed weights, which holds every MXFP4 value."""
         if name not in self._packed:
             return self._source.tensor(name)
         blocks, scales = (self._source.tensor(f"{name}_{kind}") for kind in ("blocks", "scales"))
         return dequantize_mxfp4(blocks, scales).transpose(1, 2)
 
     def release(self, name: str) -> None:
-        """Give its pages back."""
+        """Pages of a tensor and its scales given back to the system."""
         for kind in ("_blocks", "_scales") if name in self._packed else ("",):
             self._source.release(name + kind)
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Only what is not quantised."""
+        """Fill `out` straight from the file; False for quantised tensors."""
         return name not in self._packed and self._source.read_into(name, out)
 
 

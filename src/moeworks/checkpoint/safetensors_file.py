@@ -1,4 +1,4 @@
-"""One safetensors file, mapped into memory and read tensor by tensor.
+"""One safetensors file: mapped into memory and read tensor by tensor, or written.
 
 The format (huggingface/safetensors, README): 8 bytes with the header's length, a JSON header that gives each
 tensor's dtype, shape and place, then the bytes. Everything in the header is checked before a byte is used.
@@ -10,11 +10,13 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moeworks.errors import CheckpointError
@@ -31,14 +33,22 @@ _PIECE = 32_256
 """Numbers that are converted at a time: torch computes in one thread below 32,768."""
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a new file that is as readable to others as the umask says. Raises OSError, SafetensorError."""
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})  # replaces the file by one of mode 0600
+    path.chmod(mode)
+
+
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies."""
+    """Place and type of a tensor in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Of its bytes, from the beginning of the file."""
+    """Offset of its first byte from the beginning of the file."""
     stop: int
 
 
@@ -56,7 +66,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the mapped file; valid as long as this object."""
+        """Values of a tensor: a view of the mapped file, valid as long as this object."""
         info = self.tensors[name]
         count = math.prod(info.shape)
         if count == 0:

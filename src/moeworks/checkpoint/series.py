@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from moeworks.checkpoint.names import list_checkpoints, step_of
-from moeworks.checkpoint.staging import remove_directory, restore_replaced
+from moeworks.checkpoint.staging import remove_directory, replaced_directories, restore_replaced
 from moeworks.checkpoint.store import verify_checkpoint
 from moeworks.errors import CheckpointError, check
+from moeworks.files import locked
 
 
 def latest_checkpoint(root: Path) -> Path:
@@ -14,10 +15,18 @@ def latest_checkpoint(root: Path) -> Path:
     Raises CheckpointError if there is none, or if the newest is damaged: that message names the damage and
     the last good checkpoint. Falling back on its own would hide the damage and throw training steps away.
     """
+    found = find_latest(root)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {root}")
+    return found
+
+
+def find_latest(root: Path) -> Path | None:
+    """As latest_checkpoint, but None where there is no checkpoint at all."""
     _restore(root)
     checkpoints = list_checkpoints(root)
     if not checkpoints:
-        raise CheckpointError(f"no checkpoint in {root}")
+        return None
     try:
         verify_checkpoint(checkpoints[-1])
     except CheckpointError as error:
@@ -35,16 +44,19 @@ def prune_checkpoints(root: Path, keep_last: int, best_step: int | None = None) 
     gone = [path for path in list_checkpoints(root)[:-keep_last] if step_of(path) != best_step]
     for path in gone:
         try:
-            remove_directory(path)
+            with locked(root, wait=True):
+                remove_directory(path)
         except OSError as error:
             raise CheckpointError(f"cannot delete the old checkpoint {path}: {error}") from error
     return gone
 
 
 def _restore(root: Path) -> None:
+    """Put back what a killed writer had moved aside; a living one is waited for, which holds the lock."""
     try:
-        if root.is_dir():
-            restore_replaced(root)
+        if root.is_dir() and replaced_directories(root):
+            with locked(root, wait=True):
+                restore_replaced(root)
     except OSError as error:
         raise CheckpointError(f"cannot put back a replaced checkpoint in {root}: {error}") from error
 

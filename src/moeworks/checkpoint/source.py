@@ -25,25 +25,25 @@ class Source(Protocol):
     """Named tensors that are read one at a time."""
 
     def names(self) -> set[str]:
-        """All of them."""
+        """Names of all tensors."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Without reading it."""
+        """Shape of a tensor, known without reading it."""
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """Its values."""
+        """Values of a tensor."""
         ...
 
     def release(self, name: str) -> None:
-        """Its values are no longer needed."""
+        """Memory of a tensor's values given back, if the source holds any."""
         ...
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Fill `out`, if its values lie in the file in the order that they have there; returns whether so.
+        """Fill `out` straight from the file; False, with `out` untouched, where the file's layout differs.
 
-        Unlike the other methods, it may run in several threads.
+        Unlike the other methods, this one may run in several threads at once.
         """
         ...
 
@@ -64,27 +64,27 @@ class FolderSource:
             raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX}{_about_pickles(folder)}")
 
     def names(self) -> set[str]:
-        """All tensors of all files."""
+        """Names of the tensors of all files."""
         return set(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """From the header."""
+        """Shape of a tensor, as the file's header says."""
         return self._files[name].tensors[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """From the header."""
+        """Data type of a tensor, as the file's header says."""
         return self._files[name].tensors[name].dtype
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the mapped file."""
+        """Values of a tensor, a view of the memory-mapped file."""
         return self._files[name].tensor(name)
 
     def release(self, name: str) -> None:
-        """Give its pages back."""
+        """Pages of a tensor given back to the system."""
         self._files[name].release(name)
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Straight from the file, where the layout is the same."""
+        """Fill `out` straight from the file; False where the layouts differ."""
         real = self.dtype(name).is_floating_point
         if out.device.type != "cpu" or not out.is_contiguous() or not real:
             return False

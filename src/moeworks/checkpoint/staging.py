@@ -7,114 +7,91 @@ to a hidden name and then deleted. A process killed in between leaves hidden dir
     .step-00000400.old-PID    was being replaced by a new step-00000400
     .step-00000400.trash-PID  was being deleted
 
-The next process to write removes them; an `old` one whose successor never arrived goes back to its place.
+Whoever writes, deletes or cleans up holds the lock of the directory that they lie in (`files.locked`). So
+whatever hidden directory the holder finds belongs to a process that is gone; process ids, which repeat, are
+never asked. The next process to write removes them; an `old` one whose successor never arrived goes back.
 """
 
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from moeworks.files import publish, remove, sync_folder
 
 _LEFTOVER = re.compile(r"\.(step-\d+)\.(tmp|old|trash)-(\d+)")
 
 
 @contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes `target` when the block ends, and vanishes if the block fails."""
-    staged = _hidden(target, "tmp")
+    """An empty directory that becomes `target` when the block ends, and vanishes if the block fails.
+
+    The caller holds the lock of `target`'s parent and has swept it.
+    """
+    staged, old = _hidden(target, "tmp"), _hidden(target, "old")
     staged.mkdir()
     try:
         yield staged
-        _sync_tree(staged)
-        _publish(staged, target)
+        publish(staged, target, aside=old)
+        shutil.rmtree(old, ignore_errors=True)  # the new one is in place: what stays is swept next time
     finally:
         shutil.rmtree(staged, ignore_errors=True)  # there only if something failed
 
 
 def remove_directory(target: Path) -> None:
-    """Delete `target` so that no part of it is ever seen under its name. Raises OSError."""
+    """Delete `target` so that no part of it is ever seen under its name. Raises OSError.
+
+    The caller holds the lock of `target`'s parent.
+    """
     trash = _hidden(target, "trash")
     os.rename(target, trash)
-    _sync(target.parent)
-    shutil.rmtree(trash)
+    sync_folder(target.parent)
+    remove(trash)
 
 
 def sweep_leftovers(root: Path) -> None:
-    """Remove what killed processes left in `root`, after putting back what they were about to replace."""
+    """Remove what killed processes left in `root`, after putting back what they were about to replace.
+
+    The caller holds the lock of `root`.
+    """
     restore_replaced(root)
     for leftover in _leftovers(root):
-        shutil.rmtree(leftover.path, ignore_errors=True)
+        with suppress(OSError):
+            remove(leftover.path)
 
 
 def restore_replaced(root: Path) -> None:
-    """Put directories back that a killed process had moved aside without putting the new one in place."""
-    for leftover in _leftovers(root):
-        if leftover.role == "old" and not leftover.target.exists():
-            os.rename(leftover.path, leftover.target)
+    """Put directories back that a killed process moved aside without putting the new one in place.
+
+    The caller holds the lock of `root`.
+    """
+    for leftover in replaced_directories(root):
+        os.rename(leftover.path, leftover.target)
+        sync_folder(root)
 
 
-class _Leftover(NamedTuple):
+class Leftover(NamedTuple):
+    """A hidden directory of an unfinished operation."""
+
     path: Path
     target: Path
+    """The directory that the operation was about."""
     role: str
+    """tmp, old or trash."""
 
 
-def _leftovers(root: Path) -> list[_Leftover]:
-    found = ((path, _LEFTOVER.fullmatch(path.name)) for path in sorted(root.iterdir()))
-    return [
-        _Leftover(path, root / match[1], match[2])
-        for path, match in found
-        if match is not None and not _belongs_to_another(int(match[3]))
-    ]
+def replaced_directories(root: Path) -> list[Leftover]:
+    """The directories that were moved aside and have no successor (yet, while another process works)."""
+    return [found for found in _leftovers(root) if found.role == "old" and not found.target.exists()]
 
 
-def _belongs_to_another(pid: int) -> bool:
-    """Whether another living process has this id. Our own id is an earlier process's: ids are reused."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _leftovers(root: Path) -> list[Leftover]:
+    matches = ((path, _LEFTOVER.fullmatch(path.name)) for path in sorted(root.iterdir()))
+    return [Leftover(path, root / match[1], match[2]) for path, match in matches if match is not None]
 
 
 def _hidden(target: Path, role: Literal["tmp", "old", "trash"]) -> Path:
     return target.with_name(f".{target.name}.{role}-{os.getpid()}")
-
-
-def _publish(staged: Path, target: Path) -> None:
-    """Give `staged` its final name. A directory can take only the place of an empty one, so two renames."""
-    if not target.exists():
-        os.rename(staged, target)
-        _sync(target.parent)
-        return
-    old = _hidden(target, "old")
-    os.rename(target, old)
-    try:
-        os.rename(staged, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)  # the new one is in place: what stays is swept next time
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.iterdir():
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file or directory is on the disk, so that a rename never outruns the content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ checkpoint.json:
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from moeworks.checkpoint.names import list_checkpoints, step_of
+from moeworks.checkpoint.safetensors_file import write_tensors
 from moeworks.checkpoint.staging import staged_directory, sweep_leftovers
 from moeworks.errors import CheckpointError
+from moeworks.files import locked, make_folder
 
 MANIFEST = "checkpoint.json"
 FORMAT = "moeworks-checkpoint"
@@ -46,18 +47,19 @@ def write_checkpoint(
 
     `tensors` maps a file stem to named tensors of any dtype that safetensors knows and on any device; those
     that share memory are each written in full and come back apart. `state` is JSON (no NaN or infinity), so
-    tuples come back as lists and keys as strings. The caller makes sure that one process writes.
+    tuples come back as lists and keys as strings. Of several processes one writes after the other.
     Raises CheckpointError if the state is not JSON, or if the disk refuses; then nothing new remains on it.
     """
     step_of(directory)
     plain_state = _plain_json(directory, state)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(directory.parent)
-        with staged_directory(directory) as staged:
-            for stem, named in tensors.items():
-                save_file(_separate(named), staged / f"{stem}.safetensors", metadata={"format": "pt"})
-            _write_manifest(staged, plain_state)
+        make_folder(directory.parent)
+        with locked(directory.parent, wait=True):
+            sweep_leftovers(directory.parent)
+            with staged_directory(directory) as staged:
+                for stem, named in tensors.items():
+                    write_tensors(staged / f"{stem}.safetensors", _separate(named))
+                _write_manifest(staged, plain_state)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {directory}: {error}; {_survivor(directory)}") from error
     return directory
@@ -108,10 +110,7 @@ def _write_manifest(staged: Path, state: dict[str, Any]) -> None:
     files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
     manifest = {"format": FORMAT, "version": VERSION, "files": files, "state": state}
     manifest["sha256"] = _digest(manifest)
-    target = staged / MANIFEST
-    target.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for path in paths:
-        shutil.copymode(target, path)  # safetensors makes its files unreadable to others
+    (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -130,7 +129,22 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         )
     if manifest.pop("sha256", None) != _digest(manifest):
         raise CheckpointError(f"{path} was altered: its checksum differs")
+    _check_manifest(path, manifest)
     return manifest
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Its checksum can be made by anyone: what it names must lie in its own directory."""
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not isinstance(manifest.get("state"), dict):
+        raise CheckpointError(f"{path}: expected an object `files` and an object `state`")
+    for name, entry in files.items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path}: files names {name!r}: expected a .safetensors file in the same directory"
+            )
+        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+            raise CheckpointError(f"{path}: files[{name!r}]: expected an object with `size` and `sha256`")
 
 
 def _check_files(directory: Path, files: dict[str, dict[str, Any]], *, checksums: bool) -> None:

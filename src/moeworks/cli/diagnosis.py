@@ -18,7 +18,7 @@ from moeworks.doctor.pitfalls import PITFALLS
 from moeworks.doctor.subject import Subject
 from moeworks.doctor.verdict import Diagnosis, Finding, Invariant, examine, select
 from moeworks.errors import require
-from moeworks.files import write_atomically
+from moeworks.files import make_folder, write_atomically
 from moeworks.records import as_record
 
 FAILED = 1
@@ -69,7 +69,7 @@ def _all_transformers(options: DoctorOptions, checks: Sequence[Invariant]) -> in
         console(stderr=True).print(f"{row.family}: {failed} ({seconds:.0f} s)")
 
     rows = conformance.examine_transformers(checks, progress)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out.parent)
     write_atomically(options.out, conformance.conformance_page(rows, checks).encode())
     if options.json:
         print_json(as_record(rows))

@@ -22,7 +22,7 @@ def run(options: GenerateOptions) -> int:
     check(not needed, "domain", None, "the model has pools of experts: say with --domain whose to use")
     tokenizer = tokenizer_of(options.model, model.config.vocab_size)
     for reason in tokenizer.ignored_advice:
-        print(f"generation_config.json: ignored: {reason}", file=sys.stderr)
+        note(f"generation_config.json: ignored: {reason}")
     prompts = [_prompt_ids(tokenizer, options, text) for text in options.prompts]
     start = time.perf_counter()
     acceptance = Acceptance() if options.speculative else None

@@ -28,7 +28,9 @@ def run(options: InspectOptions) -> int:
         write_atomically(out, run_report(options.source, kind))
     else:
         out = options.out or options.source.with_suffix(f".{kind}")
-        check(out != options.source, "out", str(out), "is the trace itself")
+        for path in (options.source, options.compare, options.tokenizer):
+            is_input = path is not None and out.exists() and path.exists() and out.samefile(path)
+            check(not is_input, "out", str(out), f"is the file {path}, which is read")
         write_atomically(out, trace_report(_subject(options), kind))
     size = out.stat().st_size
     if options.json:

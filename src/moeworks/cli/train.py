@@ -58,7 +58,8 @@ def parse(argv: list[str]) -> TrainRequest:
     parsed = parse_run(TrainOptions, argv, "moeworks train")
     options = parsed.options
     config = dense_twin(parsed.config) if options.dense_twin else parsed.config
-    name = options.name or _default_name(parsed.preset, options.dense_twin)
+    name = _default_name(parsed.preset, options.dense_twin) if options.name is None else options.name
+    _check_name(name)
     return TrainRequest(config, RunDir(options.out / name), resume=False, as_json=options.json)
 
 
@@ -92,6 +93,14 @@ def _continued(directory: RunDir, argv: list[str]) -> TrainRequest:
     least = saved.train.steps
     check(steps >= least, "train.steps", steps, f"must be at least the run's own, {least}, with --resume")
     return TrainRequest(parsed.config, directory, resume=True, as_json=parsed.options.json)
+
+
+def _check_name(name: str) -> None:
+    """A run must not land outside --out, where it could meet other things."""
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        raise ConfigError(
+            f"--name {name!r}: must be the name of one folder, without '/'; --out chooses where it is made"
+        )
 
 
 def _default_name(preset: str | None, is_twin: bool) -> str:

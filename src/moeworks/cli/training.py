@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from moeworks.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
+from moeworks.checkpoint import Checkpoint, find_latest, read_checkpoint
 from moeworks.cli.output import console, print_json
 from moeworks.cli.progress import TrainingDisplay
 from moeworks.cli.streams import is_quiet
@@ -103,7 +103,7 @@ class _Session:
         """All that can fail before the first step."""
         check_division(self.config.train, self.world)
         check_named(self.config.model.router)
-        with self._claimed_directory():
+        with self._claimed_directory(stack):
             corpus = self._prepare_corpus()
             trainer = Trainer(self.config, corpus, self.world)
             self._restore(trainer)
@@ -114,12 +114,15 @@ class _Session:
             return trainer, self._open_sink(trainer, stack)
 
     @contextmanager
-    def _claimed_directory(self) -> Iterator[None]:
-        """Make the run's folder before anything slow happens: from then on --resume works.
-
-        A start that fails takes it away again.
+    def _claimed_directory(self, stack: ExitStack) -> Iterator[None]:
+        """Lock the run's folder until `stack` ends, and make it before anything slow happens, so that
+        --resume works from then on. A start that fails takes away what it made.
         """
-        if self.resume or not self.world.is_main:
+        if not self.world.is_main:
+            yield
+            return
+        is_new = stack.enter_context(self.directory.locked())
+        if self.resume:
             yield
             return
         root = self.directory.root
@@ -128,13 +131,13 @@ class _Session:
                 f"--name {root.name}: {root} is a run already; continue it with --resume {root}, or choose"
                 " another --name"
             )
-        if root.exists() and any(root.iterdir()):
+        if not self.directory.is_empty():
             raise ConfigError(f"--name {root.name}: {root} is not empty, and no run; choose another --name")
         try:
             self.directory.save_config(self.config)
             yield
         except BaseException:
-            self.directory.discard()
+            self.directory.discard(folder=is_new)
             raise
 
     def _prepare_corpus(self) -> PreparedCorpus:
@@ -174,10 +177,11 @@ class _Session:
         """Load the latest checkpoint of a resumed run; one that was killed before its first starts over."""
         if not self.resume:
             return
-        if not list_checkpoints(self.directory.checkpoints):
+        latest = find_latest(self.directory.checkpoints)
+        if latest is None:
             self._say("no checkpoint yet: starting from step 0")
             return
-        checkpoint = read_checkpoint(latest_checkpoint(self.directory.checkpoints), verify=False)
+        checkpoint = read_checkpoint(latest, verify=False)
         saved = self._saved_config(checkpoint)
         trainer.restore(checkpoint)
         self._say(f"resuming {checkpoint.path}")

@@ -1,4 +1,4 @@
-"""What the model is fed: one record of tensors."""
+"""Input of one training or evaluation step: one record of tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ class Batch:
     """B rows of L tokens and, for each, the token that follows."""
 
     tokens_BL: Tensor
-    """int64 inputs."""
+    """int64: token ids of the inputs."""
     targets_BL: Tensor
     """int64, the next token of each; to be ignored where valid_BL is False."""
     document_ids_BL: Tensor
@@ -20,7 +20,7 @@ class Batch:
     domain_ids_BL: Tensor
     """int64, index into PreparedCorpus.domains of the document that the input token belongs to."""
     valid_BL: Tensor
-    """bool, False where the row is padding."""
+    """bool: False where a row is padding."""
     token_types_BL: Tensor | None = None
     """int64, the type of each input token, for models whose experts are in pools; None: not told."""
     padded: bool = True

@@ -3,36 +3,44 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moeworks.errors import DataError
-from moeworks.files import temporary_name, write_atomically
+from moeworks.files import make_folder, publish, remove, temporary_name, write_atomically
 
 CHECKED_BYTES = 1 << 30
-"""Files up to this size are checked by their sha256 at every opening, larger ones by their size."""
+"""Files up to this size are checked by their sha256 at every opening, larger ones by that of samples."""
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
 _ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds after which an unfinished folder is a killed process'
+_KEY = re.compile(r"[0-9a-f]+")
 
 
 def corpora_folder(cache_dir: str | None) -> Path:
-    """Where the folders of prepared corpora lie; made if need be. Raises DataError when it cannot be."""
+    """The folder that holds prepared corpora, made if it is missing. Raises DataError when it cannot be."""
     root = Path(cache_dir).expanduser() if cache_dir is not None else Path.home() / ".cache" / "moeworks"
     folder = root / "corpora"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise _not_writable(folder, error) from error
     return folder
 
 
+def is_key(name: str) -> bool:
+    """Whether `name` can be that of a prepared corpus' folder: anything else may lead out of the cache."""
+    return _KEY.fullmatch(name) is not None
+
+
 def write_meta(folder: Path, meta: Mapping[str, object], checksums: Mapping[str, str]) -> None:
     """Write meta.json: `meta`, and size and checksum of each file (by path relative to `folder`)."""
-    files = {name: [(folder / name).stat().st_size, checksums[name]] for name in sorted(checksums)}
-    content = {**meta, "files": files}
-    sealed = {**content, "checksum": meta_checksum(content)}
+    sizes = {name: (folder / name).stat().st_size for name in sorted(checksums)}
+    content = {**meta, "files": {name: [size, checksums[name]] for name, size in sizes.items()}}
+    samples = {name: sampled_checksum(folder / name) for name, size in sizes.items() if _is_large(size)}
+    sealed = {**content, "checksum": meta_checksum(content), "samples": samples}
     write_atomically(folder / "meta.json", json.dumps(sealed, indent=1).encode())
 
 
@@ -42,10 +50,11 @@ def read_meta(folder: Path) -> dict:
         meta = json.loads((folder / "meta.json").read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'meta.json'}: missing or not JSON") from error
+    samples = meta.pop("samples", {}) if isinstance(meta, dict) else {}
     if not isinstance(meta, dict) or meta.pop("checksum", None) != meta_checksum(meta):
         raise DataError(f"{folder / 'meta.json'}: altered")
     for name, (size, checksum) in meta["files"].items():
-        _check_file(folder / name, size, checksum)
+        _check_file(folder / name, size, checksum, samples.get(name))
     return meta
 
 
@@ -54,11 +63,34 @@ def meta_checksum(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _check_file(path: Path, size: int, checksum: str) -> None:
+def _check_file(path: Path, size: int, checksum: str, sampled: str | None) -> None:
+    """`sampled` is None for small files, and in folders of earlier versions: those are read whole."""
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path}: missing, or not of {size} bytes")
-    if size <= CHECKED_BYTES and file_checksum(path) != checksum:
+    if _is_large(size) and sampled is not None:
+        if sampled_checksum(path) != sampled:
+            raise DataError(f"{path}: altered (the sha256 of its samples differs)")
+    elif file_checksum(path) != checksum:
         raise DataError(f"{path}: altered (its sha256 differs)")
+
+
+def _is_large(size: int) -> bool:
+    return size > CHECKED_BYTES
+
+
+def sampled_checksum(path: Path) -> str:
+    """sha256 of samples that are spread evenly over a file, its beginning and end among them.
+
+    It costs the same however large the file is, and notices what a power cut or a failing disk does: parts
+    that are zero or another file's.
+    """
+    checksum = hashlib.sha256()
+    with open(path, "rb") as file:
+        last = max(path.stat().st_size - _SAMPLE_BYTES, 0)
+        for number in range(_SAMPLES):
+            file.seek(last * number // (_SAMPLES - 1))
+            checksum.update(file.read(_SAMPLE_BYTES))
+    return checksum.hexdigest()
 
 
 def file_checksum(path: Path) -> str:
@@ -83,7 +115,8 @@ def building(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _not_writable(folder.parent, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            remove(temporary)
 
 
 def discard(folder: Path) -> None:
@@ -91,12 +124,13 @@ def discard(folder: Path) -> None:
     doomed = temporary_name(folder)
     with suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    with suppress(OSError):
+        remove(doomed)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
     try:
-        os.rename(temporary, folder)
+        publish(temporary, folder)
     except OSError:
         if not folder.exists():
             raise
@@ -104,8 +138,9 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _drop_abandoned(folder: Path) -> None:
     for path in folder.parent.glob(f".{folder.name}.*"):
-        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                remove(path)
 
 
 def _not_writable(folder: Path, error: OSError) -> DataError:

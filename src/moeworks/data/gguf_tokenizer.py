@@ -22,6 +22,10 @@ _WORD_LIKE = (
 _SINGLE_DIGITS = _WORD_LIKE.replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen 2's
 
 
+class NoTokenizerError(DataError):
+    """A GGUF file that holds no tokenizer at all."""
+
+
 @dataclass(frozen=True, eq=False)
 class GgufTokenizer:
     """What a file says of its tokenizer."""
@@ -48,6 +52,8 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
     except Exception as error:  # the package raises whatever its parsing runs into
         raise DataError(f"{path}: not a readable GGUF file: {error}") from error
     kind, pieces = given.get("ggml.model"), given.get("ggml.tokens")
+    if kind is None:
+        raise NoTokenizerError(f"{path}: holds no tokenizer: it has no tokenizer.ggml.model")
     if kind not in ("gpt2", "llama") or not isinstance(pieces, list):
         raise DataError(f"{path}: tokenizer.ggml.model = {kind!r}: only gpt2 and llama are read")
     if kind == "gpt2":

@@ -168,7 +168,7 @@ def run_tokenizer(checkpoint: Path) -> Tokenizer:
     Raises DataError when it is missing or bad, CheckpointError when it is not the one that the model was
     trained with.
     """
-    path = checkpoint.resolve().parent.parent / "tokenizer.json"
+    path = tokenizer_file(checkpoint)
     tokenizer = load_tokenizer(path)
     trained_with = read_checkpoint(checkpoint, verify=False).state["tokenizer"]
     if tokenizer.fingerprint != trained_with["fingerprint"]:
@@ -177,6 +177,11 @@ def run_tokenizer(checkpoint: Path) -> Tokenizer:
             f" trained with another tokenizer, of {trained_with['vocab_size']}"
         )
     return tokenizer
+
+
+def tokenizer_file(checkpoint: Path) -> Path:
+    """The tokenizer.json of the run that a checkpoint belongs to."""
+    return checkpoint.resolve().parent.parent / "tokenizer.json"
 
 
 def _of_run(checkpoint: Path) -> ModelTokenizer:

@@ -104,7 +104,7 @@ def _read_shortcut(root: Path, signature: str | None) -> str | None:
     if signature is None or not _shortcut(root, signature).is_file():
         return None
     key = _shortcut(root, signature).read_bytes().decode("ascii", "replace")
-    return key if (root / key / "meta.json").is_file() else None
+    return key if cache.is_key(key) and (root / key / "meta.json").is_file() else None
 
 
 def _write_shortcut(root: Path, signature: str | None, key: str) -> None:

@@ -10,7 +10,7 @@ from moeworks.errors import DataError
 
 @dataclass(frozen=True)
 class CorpusScan:
-    """What one pass over a corpus finds out."""
+    """Sizes, domains and content hash of a corpus, found in one pass over it."""
 
     content_hash: str
     """Hash of all texts and domains, in order."""

@@ -26,11 +26,11 @@ class TokenStore:
     document_domains: np.ndarray
     """int32 [N]: index into the corpus' domains."""
     num_domains: int
-    """Domains of the whole corpus; this split may lack some."""
+    """Number of domains of the whole corpus; this split may lack some."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, with one end-of-text token each."""
+        """Number of tokens of all documents, including one end-of-text token each."""
         return len(self.tokens)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
@@ -42,7 +42,7 @@ class TokenStore:
 
     @property
     def num_documents(self) -> int:
-        """Documents, of which none is empty."""
+        """Number of documents, of which none is empty."""
         return len(self.document_bytes)
 
 

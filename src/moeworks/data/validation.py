@@ -33,7 +33,7 @@ class ValidationSet:
         lengths = np.diff(store.document_starts) - 1
         chosen = _select(lengths, max_tokens)
         self.num_tokens = int(lengths[chosen].sum())
-        """Predicted tokens."""
+        """Number of predicted tokens."""
         self.bytes_per_domain = np.bincount(
             store.document_domains[chosen], weights=store.document_bytes[chosen], minlength=store.num_domains
         ).astype(np.int64)
@@ -43,7 +43,7 @@ class ValidationSet:
 
     @property
     def num_batches(self) -> int:
-        """How many batches there are; ranks may take every n-th."""
+        """Number of batches, of which ranks may take every n-th."""
         return -(-len(self._starts) // self._batch_size)
 
     def batches(self) -> Iterator[Batch]:

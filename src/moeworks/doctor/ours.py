@@ -37,7 +37,8 @@ from moeworks.ops import losses
 from moeworks.ops.replay import Replay
 from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
-from moeworks.pretrained import load, save
+from moeworks.pretrained import load
+from moeworks.saving import save
 from moeworks.train import step
 
 ASKED = BalanceConfig(

@@ -15,7 +15,7 @@ from typing import Any
 from moeworks.config import RunConfig
 from moeworks.config.codec import to_dict
 from moeworks.errors import DataError
-from moeworks.files import write_atomically
+from moeworks.files import make_folder, write_atomically
 from moeworks.labs.lab import Lab, Probe
 from moeworks.labs.setting import arm_config, training_flops
 
@@ -109,7 +109,7 @@ def lab_cells(
 def write_cell(path: Path, record: Mapping[str, Any]) -> None:
     """Write a finished cell. Raises DataError when the disk refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     except OSError as error:
         raise DataError(f"{path.parent}: cannot be made: {error.strerror}") from error
     write_atomically(path, json.dumps(record, allow_nan=False).encode())

@@ -1,18 +1,20 @@
 """Where a model's weights came from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The published checkpoint that a model was loaded from; saving keeps what it says beyond the model."""
+    """What a model was loaded from. Saving keeps what it says beyond the model."""
 
-    family: str
-    """Name of its family."""
+    family: str | None
+    """Name of the published checkpoint's family; None for a run."""
     config: Mapping[str, Any]
-    """Its config.json."""
-    folder: Path | None = None
-    """Where it lay; tokenizer files are copied from there."""
+    """The published checkpoint's config.json; empty for a run."""
+    path: Path | None = None
+    """The published folder, the GGUF file, or the checkpoint of a run."""
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """The files of a published folder that make its tokenizer and say how to generate, as they were then."""

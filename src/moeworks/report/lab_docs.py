@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from moeworks.files import write_atomically
+from moeworks.errors import DataError
+from moeworks.files import make_folder, write_atomically
 from moeworks.labs.summary import LabSummary, write_summary
 from moeworks.report.lab_svg import draw
 from moeworks.report.lab_words import (
@@ -15,14 +16,18 @@ from moeworks.report.lab_words import (
     table_rows,
 )
 
+_OURS = b"# Lab"
+"""What the pages written here begin with."""
+
 
 def write_lab_docs(folder: Path, summary: LabSummary) -> Path:
     """Write README.md, a picture for each figure and the results into `folder`; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "README.md"
+    _check_replaceable(path)
+    make_folder(folder)
     for figure in summary.figures:
         write_atomically(folder / f"{figure.key}.svg", (draw(figure) + "\n").encode())
     write_summary(folder, summary)
-    path = folder / "README.md"
     write_atomically(path, lab_markdown(summary).encode())
     return path
 
@@ -30,8 +35,15 @@ def write_lab_docs(folder: Path, summary: LabSummary) -> Path:
 def write_index(folder: Path, summaries: Sequence[LabSummary]) -> Path:
     """Write the page that lists the labs in the folders below `folder`."""
     path = folder / "README.md"
+    _check_replaceable(path)
     write_atomically(path, index_markdown(summaries).encode())
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """A repository's own README.md must not be lost to an --out that names its folder."""
+    if path.is_file() and not path.read_bytes().startswith(_OURS):
+        raise DataError(f"{path}: exists and is no page of a lab: choose another --out, or move that file")
 
 
 def lab_markdown(summary: LabSummary) -> str:

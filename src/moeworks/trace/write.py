@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moeworks.errors import DataError
-from moeworks.files import temporary_name
+from moeworks.files import publish, refused, remove, temporary_name
 from moeworks.trace.block import TraceBlock, check_block
-from moeworks.trace.header import TraceHeader
+from moeworks.trace.header import METADATA_KEY, TraceHeader
 from moeworks.trace.schema import parquet_options, to_batch, trace_schema
 
 ROW_GROUP_BYTES = 32 << 20
@@ -25,10 +25,11 @@ class TraceWriter:
     Blocks are held until they fill a row group (about 32 MB of columns, at most 131,072 tokens). A thread of
     its own then encodes and writes them while the next group fills; no more than two groups are held, so
     memory does not grow with the trace. Arrays of a block must not change after `append`. The file appears
-    under its name when the `with` ends well, whole, and not at all when it does not.
+    under its name when the `with` ends well, whole, and not at all when it does not. It replaces an older
+    trace, and no file of another kind.
 
-    Raises DataError when the disk refuses, at the latest when the `with` ends, and ConfigError for a block
-    that does not fit the header.
+    Raises DataError when the disk refuses, at the latest when the `with` ends, and for a path that holds
+    something else; ConfigError for a block that does not fit the header.
     """
 
     def __init__(self, path: str | Path, header: TraceHeader) -> None:
@@ -37,7 +38,9 @@ class TraceWriter:
         self.seconds = 0.0
         """Time that the thread has computed."""
         self._path = Path(path)
-        self._temporary = temporary_name(self._path)
+        self._target = Path(os.path.realpath(path))  # a link stays a link
+        _check_replaceable(self._path)
+        self._temporary = temporary_name(self._target)
         self._schema = trace_schema(header)
         self._held: list[TraceBlock] = []
         self._held_rows = 0
@@ -47,7 +50,8 @@ class TraceWriter:
         try:
             self._writer = pq.ParquetWriter(self._temporary, self._schema, **parquet_options(header))
         except OSError as error:
-            raise self._refused(error) from error
+            remove(self._temporary)
+            raise refused(self._path, error) from error
 
     def append(self, block: TraceBlock) -> None:
         """Add the tokens of `block`."""
@@ -71,14 +75,16 @@ class TraceWriter:
                 self._flush()
                 self._wait()
                 self._writer.close()
-                os.replace(self._temporary, self._path)
-        except OSError as refused:
-            raise self._refused(refused) from refused
+                publish(self._temporary, self._target)
+        except OSError as failure:
+            raise refused(self._path, failure) from failure
         finally:
             self._thread.shutdown(wait=True)
-            if kind is not None:
-                self._abandon()
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # there only after an error, which is the one to report
+                if self._temporary.exists():
+                    self._writer.close()
+            with suppress(OSError):
+                remove(self._temporary)
 
     def _flush(self) -> None:
         """Hand what is held to the thread, once it is done with what it has."""
@@ -103,14 +109,21 @@ class TraceWriter:
         try:
             writing.result()
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(self._path, error) from error
 
-    def _abandon(self) -> None:
-        with suppress(OSError):  # the file goes away anyway, and the first error is the one to tell
-            self._writer.close()
 
-    def _refused(self, error: OSError) -> DataError:
-        return DataError(f"{self._path}: cannot be written: {error.strerror or error}")
+def _check_replaceable(path: Path) -> None:
+    """A name that is by mistake that of the texts or the weights must not cost them."""
+    if not path.exists() or (path.is_file() and (path.stat().st_size == 0 or _is_trace(path))):
+        return
+    raise DataError(f"{path}: exists and is no trace: choose another name, or delete it first")
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def row_group_tokens(header: TraceHeader) -> int:

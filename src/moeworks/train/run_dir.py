@@ -10,7 +10,8 @@ runs/NAME/
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict, to_dict
 from moeworks.errors import CheckpointError, ConfigError
-from moeworks.files import write_atomically
+from moeworks.files import LOCK, locked, make_folder, refused, write_atomically
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,41 @@ class RunDir:
     def report(self) -> Path:
         return self.root / "report.html"
 
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Make the folder if need be and keep other processes from training in it; yields whether it is new.
+
+        Raises DataError when another process trains there, or the disk refuses.
+        """
+        with ExitStack() as stack:
+            try:
+                is_new = make_folder(self.root)
+                stack.enter_context(locked(self.root))
+            except OSError as error:
+                raise refused(self.root, error) from error
+            yield is_new
+
+    def is_empty(self) -> bool:
+        """Whether the folder holds nothing but our lock."""
+        return all(path.name == LOCK for path in self.root.iterdir())
+
     def save_config(self, config: RunConfig) -> None:
-        """Create the folder and write config.json."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        """Create the folder and write config.json. Raises DataError when the disk refuses."""
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise refused(self.root, error) from error
         write_json(self.config, to_dict(config))
 
-    def discard(self) -> None:
-        """Take away what a start has written before its first step, and the folder if it is empty then."""
+    def discard(self, *, folder: bool) -> None:
+        """Delete what a start wrote before its first step: those files and, with `folder`, the folder that it
+        made, unless something else is in it by now."""
         with suppress(OSError):
             for path in (self.config, self.tokenizer, self.metrics):
                 path.unlink(missing_ok=True)
-            self.root.rmdir()
+            if folder and self.is_empty():
+                (self.root / LOCK).unlink(missing_ok=True)
+                self.root.rmdir()
 
     def load_config(self) -> RunConfig:
         """Raises CheckpointError when this is no run folder, or its config.json is not what was written."""

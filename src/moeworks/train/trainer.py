@@ -10,12 +10,12 @@ from torch import Tensor
 
 from moeworks.checkpoint import Checkpoint
 from moeworks.config import RunConfig, TrainConfig
-from moeworks.config.codec import to_dict
+from moeworks.config.codec import from_dict, to_dict
 from moeworks.config.pools import domain_types
 from moeworks.data.batches import Batch
 from moeworks.data.loader import TrainLoader
 from moeworks.data.shards import PreparedCorpus
-from moeworks.errors import CheckpointError, TrainingError, check
+from moeworks.errors import CheckpointError, ConfigError, TrainingError, check
 from moeworks.layers.router import RouterModule
 from moeworks.models.decoder import Decoder, DecoderOutput
 from moeworks.models.diagnose import first_nonfinite_module
@@ -117,8 +117,12 @@ class Trainer:
         return tensors, state
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`. Raises CheckpointError when it is of another corpus or model."""
+        """Continue from `checkpoint`.
+
+        Raises CheckpointError when it is of another corpus or model, or of another version of moeworks.
+        """
         saved = checkpoint.state
+        progress = _progress_of(checkpoint)
         if saved["corpus"] != self.corpus.fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path}: trained on another corpus (fingerprint {saved['corpus']}, the data now"
@@ -126,7 +130,7 @@ class Trainer:
             )
         load_weights(self.model, checkpoint.tensors["model"], str(checkpoint.path))
         self.optimizers.load_state_tensors(checkpoint.tensors["optimizer"])
-        self.progress = Progress(**saved["progress"])
+        self.progress = progress
 
     @property
     def watched_domains(self) -> int:
@@ -170,6 +174,22 @@ class Trainer:
         accumulate_gradients(self.model, batches, self.config, alone, routers_of(self.model))
         gradient = first_nonfinite_gradient(self.model)
         return f"{where}: {f'the gradient of {gradient}' if gradient else 'the gradient norm'} is not finite"
+
+
+def _progress_of(checkpoint: Checkpoint) -> Progress:
+    """The progress in a checkpoint; what an earlier version did not keep has its default."""
+    missing = [name for name in ("corpus", "progress") if name not in checkpoint.state]
+    missing += [f"{name}.safetensors" for name in ("model", "optimizer") if name not in checkpoint.tensors]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds no {missing[0]}: not the checkpoint of a training run of this version"
+        )
+    try:
+        return from_dict(Progress, checkpoint.state["progress"], "progress")
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: {error}; a newer version of moeworks may have written it: use that one"
+        ) from error
 
 
 def check_division(config: TrainConfig, world: World) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from moeworks.errors import DataError, check
-from moeworks.files import temporary_name
+from moeworks.files import appearing
 from moeworks.trace.block import LayerColumns, TraceBlock, id_dtype, token_columns
 from moeworks.trace.convert.torch_archive import read_torch_archive
 from moeworks.trace.counts import ExpertCounts
@@ -105,14 +105,11 @@ def to_sglang(trace: RoutingTrace, path: str | Path) -> None:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    temporary = temporary_name(path)
-    try:
-        torch.save(content, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's word for a disk that refuses
+            raise DataError(f"{path}: cannot be written: {error}") from error
 
 
 def _content(path: str | Path, key: str) -> dict[str, Any]:
