@@ -18,8 +18,10 @@ from moeworks.config.model import (
     SharedExpertsConfig,
 )
 
-TOKENS = [[1, 5, 2, 8, 3], [4, 4, 0, 7, 6]]
-TARGETS = [[5, 2, 8, 3, 9], [4, 0, 7, 6, 1]]
+# All different: equal tokens at the start of a document have equal router probabilities, and which of them a
+# full expert drops would be decided by rounding.
+TOKENS = [[1, 5, 2, 8, 3], [4, 9, 0, 7, 6]]
+TARGETS = [[5, 2, 8, 3, 9], [9, 0, 7, 6, 1]]
 DOCUMENTS = [[0, 0, 1, 1, 1], [3, 3, 3, 3, 3]]
 VALID = [[True] * 5, [True, True, True, True, False]]
 BALANCE = BalanceConfig(

@@ -13,7 +13,7 @@ The next process to write removes them; an `old` one whose successor never arriv
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ _LEFTOVER = re.compile(r"\.(step-\d+)\.(tmp|old|trash)-(\d+)")
 
 
 @contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
+def staged_directory(target: Path) -> Generator[Path]:
     """Yield an empty directory that becomes `target` when the block ends, and vanishes if the block fails."""
     staged = _hidden(target, "tmp")
     staged.mkdir()

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def _on_texts(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
+def _progress() -> Generator[Callable[[int], None]]:
     """Counts bytes on a terminal's error stream; nothing elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,6 +1,6 @@
 """What `moeworks inspect` does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def _similarity(path: Path, header: TraceHeader) -> list[np.ndarray]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress() -> Generator[Callable[[str], None]]:
     """A bar on a terminal's standard error, a step for each table."""
     console = Console(stderr=True)
     bar = Progress(

@@ -1,6 +1,6 @@
 """What `moeworks lab` does: run labs with a bar, print tables, draw reports."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def _report(options: ReportOptions) -> int:
 
 
 @contextmanager
-def _bar(screen: Console, name: str) -> Iterator[Progress]:
+def _bar(screen: Console, name: str) -> Generator[Progress]:
     with Progress(
         TextColumn(name),
         BarColumn(bar_width=24),

@@ -1,6 +1,6 @@
 """What `moeworks train` does: set up, train, validate, sample, report."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -84,7 +84,7 @@ class _Session:
             return trainer, self._open_sink(trainer, stack)
 
     @contextmanager
-    def _claimed_directory(self) -> Iterator[None]:
+    def _claimed_directory(self) -> Generator[None]:
         """Make the run's folder before anything slow happens: from then on --resume works.
 
         A start that fails takes it away again.

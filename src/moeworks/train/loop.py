@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -194,7 +194,7 @@ def _mean(values: list[Tensor]) -> float:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals() -> Generator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts as usual."""
     received: list[int] = []
 
