@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Two workers with one torch thread each: more threads than cores make the tests many times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: venv install install-dev train test test-suite test-floor test-isa lint update clean
+.PHONY: venv install install-dev train test test-floor test-isa lint update clean
 
 venv: $(VENV)/.made
 install: $(INSTALLED)
@@ -52,18 +52,16 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
 
-test: lint test-suite
-
 # jaxtyping's hook breaks fullgraph compilation, so those tests run in a pass without it. The last pass does what
 # depends on the native library once more without it.
-test-suite: $(INSTALLED_DEV)
+test: lint
 	$(PYTEST) -m compile --no-jaxtyping
 	$(PYTEST) -m 'not compile'
 	$(PYTEST) -m 'not compile' --no-native tests/ops/backends tests/layers/test_moe_modes.py tests/train/test_step.py
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-floor:
-	$(MAKE) test-suite VENV=.venv-floor CONSTRAINTS=constraints-floor.txt
+	$(MAKE) test VENV=.venv-floor CONSTRAINTS=constraints-floor.txt
 
 # What computes, under instruction sets and numbers of threads of other machines: no test may rest on the rounding
 # of one processor. torch, oneDNN and MKL each have their switch; none goes beyond what this processor has.
@@ -74,14 +72,14 @@ test-isa: $(INSTALLED_DEV)
 	MKL_CBWR=AVX512 ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=avx512 $(PYTEST) -m 'not compile' $(COMPUTING)
 	OMP_NUM_THREADS=3 $(BIN)/python -m pytest -n 1 -m 'not compile' $(COMPUTING)
 
-# Moves the pins of both files to the newest versions that suit Python 3.11 and all later ones at once; those of the
-# floor are the oldest that pyproject.toml allows, with the newest of what it does not name.
-RESOLVE := $(BIN)/uv --quiet pip compile pyproject.toml constraints.in --all-extras --universal --python-version 3.11 \
-	--fork-strategy fewest --no-annotate --upgrade --custom-compile-command "make update"
+# Moves the pins to the newest versions that suit Python 3.11 and all later ones at once, and those of the floor to
+# the oldest that pyproject.toml allows on 3.11, with the newest of what it does not name.
+RESOLVE := $(BIN)/uv --quiet pip compile pyproject.toml constraints.in --all-extras --python-version 3.11 \
+	--no-annotate --upgrade --custom-compile-command "make update"
 update: $(VENV)/.made
 	$(PIP_INSTALL) uv
-	$(RESOLVE) --output-file constraints.txt
-	$(RESOLVE) --output-file constraints-floor.txt --resolution lowest-direct
+	$(RESOLVE) --universal --fork-strategy fewest --output-file constraints.txt
+	$(RESOLVE) --resolution lowest-direct --output-file constraints-floor.txt
 
 clean:
 	rm -rf $(VENV) .venv-floor build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .pyrefly_cache
