@@ -1,6 +1,6 @@
 """The instruction sets of the native library, for tests that go through all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +13,7 @@ EVERY_ISA = ("portable", "neon", "avx2", "avx512")
 
 
 @contextmanager
-def using_isa(name: str) -> Iterator[None]:
+def using_isa(name: str) -> Generator[None]:
     """Compute with that instruction set; skips the test where processor or build lack it."""
     found = library()
     if isinstance(found, str):

@@ -1,6 +1,6 @@
 """Inputs of the experts, for tests of the native library: of any shape, with every option."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -170,7 +170,7 @@ def instruction_sets() -> list[str]:
 
 
 @contextmanager
-def computing(isa: str | None = None, threads: int | None = None, own: bool = False) -> Iterator[Library]:
+def computing(isa: str | None = None, threads: int | None = None, own: bool = False) -> Generator[Library]:
     """The library, for a while with another instruction set, number of threads, or threads of its own."""
     lib = library()
     assert isinstance(lib, Library)

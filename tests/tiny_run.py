@@ -1,7 +1,7 @@
 """A run that takes milliseconds a step, its texts and its corpus, for tests of training and after."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +129,7 @@ def differing(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 
 
 @contextmanager
-def full_disk(room: int = 0) -> Iterator[None]:
+def full_disk(room: int = 0) -> Generator[None]:
     """No file can grow beyond `room` bytes here: writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))

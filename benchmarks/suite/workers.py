@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -153,7 +153,7 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def _private_stdout() -> Iterator[TextIO]:
+def _private_stdout() -> Generator[TextIO]:
     """Standard output for answers alone: whatever a library prints goes to standard error."""
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)

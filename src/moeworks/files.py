@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path) -> Generator[Path]:
     """The temporary name of a file to write; it becomes `path` when the block ends, and goes if that fails.
 
     A link is followed, so that it stays one. Raises DataError when the disk refuses, and for a `path` that is
@@ -140,7 +140,7 @@ def _kind(path: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Generator[None]:
     """Have `folder` to ourselves: no other process is inside such a block for it at the same time.
 
     The lock ends with the process, however that ends, and does not depend on process ids, which repeat (in

@@ -1,5 +1,7 @@
 """Soft MoE against plain loops, its invariants, its record, and where it is refused."""
 
+import math
+
 import pytest
 import straight_soft
 import torch
@@ -91,6 +93,7 @@ def test_padding_has_no_effect_wherever_it_stands(seed, filler):
     torch.manual_seed(seed)
     x, valid = torch.randn(3, 7, 8, dtype=torch.float64), torch.rand(3, 7) > 0.4
     valid[0] = False
+    valid[1] &= seed % 4 != 0  # sometimes a second sequence without tokens
     y, routing = layer(x.masked_fill(~valid[..., None], filler), valid=valid)
     assert not y[~valid].any() and not routing.dispatch_TEC[~valid.view(-1)].any()
     assert not routing.tokens_per_slot()[0].any()
@@ -172,11 +175,21 @@ def test_half_precision_keeps_the_softmax_exact():
     assert y.dtype == torch.bfloat16 and routing.dispatch_TEC.dtype == torch.float32
 
 
-def test_an_empty_batch():
-    layer = soft_moe()
-    assert layer(torch.zeros(0, 5, 8, dtype=torch.float64))[0].shape == (0, 5, 8)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", [(0, 5, 8), (0, 8), (3, 0, 8), (0, 0, 8), (2, 0, 3, 8), (2, 3, 0, 8)])
+def test_without_tokens(shape, padded):
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    y, routing = soft_moe()(x, valid=torch.ones(shape[:-1], dtype=torch.bool) if padded else None)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+    sequences = math.prod(shape[:-2])
+    assert routing.tokens_per_slot().shape == (sequences, 3, 2) and routing.slots_per_token().shape == (0,)
+    assert not routing.tokens_per_slot().any() and not routing.expert_shares().any()
+
+
+def test_without_tokens_in_packed_sequences():
     ids = torch.zeros(0, dtype=torch.int64)
-    assert layer(torch.zeros(0, 8, dtype=torch.float64), sequence_ids=ids)[0].shape == (0, 8)
+    assert soft_moe()(torch.zeros(0, 8, dtype=torch.float64), sequence_ids=ids)[0].shape == (0, 8)
 
 
 def test_it_learns_to_sort_tokens_into_experts():

@@ -135,5 +135,5 @@ def _check_alike(left: RoutingTrace, right: RoutingTrace) -> None:
         check(a == b, name, b, f"must be those of the other trace, {a}")
     check(right.num_tokens == left.num_tokens, "tokens", right.num_tokens, f"must be {left.num_tokens}")
     for name in ("token_id", "sequence", "position"):
-        same = bool(np.array_equal(getattr(left.tokens, name), getattr(right.tokens, name)))
+        same = np.array_equal(getattr(left.tokens, name), getattr(right.tokens, name))
         check(same, f"tokens.{name}", "different", "must be those of the other trace: the same texts")

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _LISTED = 3
 
 
 @contextmanager
-def published_folder(folder: Path, replaced: frozenset[str] = frozenset()) -> Iterator[Path]:
+def published_folder(folder: Path, replaced: frozenset[str] = frozenset()) -> Generator[Path]:
     """An empty folder to write the files of a checkpoint into; they appear in `folder` when the block ends.
 
     `folder` is made, empty, or a published checkpoint, which is replaced: its weights, its config.json, the

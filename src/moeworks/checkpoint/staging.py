@@ -15,7 +15,7 @@ never asked. The next process to write removes them; an `old` one whose successo
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,7 +26,7 @@ _LEFTOVER = re.compile(r"\.(step-\d+)\.(tmp|old|trash)-(\d+)")
 
 
 @contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
+def staged_directory(target: Path) -> Generator[Path]:
     """An empty directory that becomes `target` when the block ends, and vanishes if the block fails.
 
     The caller holds the lock of `target`'s parent and has swept it.

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -158,7 +158,7 @@ def _kinds_text() -> str:
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
+def _own_errors() -> Generator[None]:
     """Raise the ConfigError that made tyro exit, in place of what tyro prints about it.
 
     tyro catches every ValueError of a constructor, prints it and exits; that error is then a context of the

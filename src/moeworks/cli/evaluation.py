@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -95,7 +95,7 @@ def _first_tokens(documents: Iterable[Document], tokenizer: ModelTokenizer, limi
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
+def _progress() -> Generator[Callable[[int], None]]:
     """A count of bytes on a terminal's standard error."""
     columns = (text_column("evaluated"), BarColumn(bar_width=20), DownloadColumn(), TimeElapsedColumn())
     with progress_bar(*columns) as live:

@@ -1,6 +1,6 @@
 """The work of `moeworks inspect`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _similarity(path: Path, header: TraceHeader) -> list[np.ndarray]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress() -> Generator[Callable[[str], None]]:
     """A bar on a terminal's standard error, a step for each table."""
     columns = (BarColumn(bar_width=20), text_column("{task.description}"), TimeElapsedColumn())
     with progress_bar(*columns) as bar:

@@ -16,7 +16,7 @@ that prints is covered: this package, tyro, rich, warnings, loggers and progress
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -101,7 +101,7 @@ class Streams:
 
 
 @contextmanager
-def protected(*, quiet: bool = False, json: bool = False) -> Iterator[Streams]:
+def protected(*, quiet: bool = False, json: bool = False) -> Generator[Streams]:
     """Safe streams in the place of sys.stdout and sys.stderr.
 
     Args:

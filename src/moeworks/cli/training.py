@@ -1,7 +1,7 @@
 """The work of `moeworks train`: set up, train, validate, sample, report."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -114,7 +114,7 @@ class _Session:
             return trainer, self._open_sink(trainer, stack)
 
     @contextmanager
-    def _claimed_directory(self, stack: ExitStack) -> Iterator[None]:
+    def _claimed_directory(self, stack: ExitStack) -> Generator[None]:
         """Lock the run's folder until `stack` ends, and make it before anything slow happens, so that
         --resume works from then on. A start that fails takes away what it made.
         """

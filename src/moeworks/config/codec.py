@@ -146,7 +146,7 @@ def _explained(error: BaseException, hint: Any, data: Any, path: str) -> ConfigE
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, ForbiddenExtraKeysError):
-        key = str(min(error.extra_fields, key=str))
+        key = f"{min(error.extra_fields, key=str)}"  # keys from Python may be no strings
         return ConfigError(f"{_join(path, key)}: unknown field; {nearest(key, get_type_hints(error.cl))}")
     if isinstance(error, KeyError):
         return ConfigError(f"{path}: missing, and it has no default")

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def file_checksum(path: Path) -> str:
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Path]:
+def building(folder: Path) -> Generator[Path]:
     """A new folder to fill, that becomes `folder` when the block ends, and goes when it fails.
 
     Of several processes that build the same folder the first to finish wins; the others drop theirs, which

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import SupportsInt
 
 from moeworks.data.model_tokenizer import Backend
 from moeworks.data.tokenizer import BYTE_CHARACTERS
@@ -28,7 +29,7 @@ class Pieces:
         self._special = set(backend.get_added_tokens_decoder())
         self._byte_level = '"ByteLevel"' in _decoder(backend)
 
-    def of(self, ids: Iterable[int]) -> list[bytes | None]:
+    def of(self, ids: Iterable[SupportsInt]) -> list[bytes | None]:
         """The bytes of each id; None for one that the tokenizer does not have."""
         return [self._one(int(number)) for number in ids]
 

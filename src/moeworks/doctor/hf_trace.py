@@ -7,7 +7,7 @@ with record_transformers(model, "trace.parquet", tokenizer=tokenizer) as recorde
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -57,7 +57,7 @@ def record_transformers(
     fields: Sequence[LayerField] = ("weights", "entropy", "margin"),
     stack: str | None = None,
     name: str | None = None,
-) -> Iterator["TransformersTrace"]:
+) -> Generator["TransformersTrace"]:
     """Record every forward pass of `model` inside the `with` as a trace, generation included.
 
     Args:

@@ -1,7 +1,7 @@
 """moeworks' own layer and decoder as subjects."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -141,7 +141,7 @@ class LayerSubject(OurSubject):
         return model(x, valid=inputs.valid_BL, token_types=types_BL, replay=forced)[0]
 
     @contextmanager
-    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
+    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Generator[None]:
         self._reentrant = reentrant
         try:
             yield
@@ -177,6 +177,7 @@ class DecoderSubject(OurSubject):
     def __init__(self, model: Decoder, name: str = "Decoder", balance: BalanceConfig | None = None) -> None:
         super().__init__(model, name, balance)
         self.config: ModelConfig = model.config
+        self._origin = model.origin
         if not self.config.moe_layers:
             raise ConfigError(f"{name}: a dense model; it has no MoE layer to examine")
         self.claims = self._claims(model.config.router, model.config.capacity)
@@ -208,7 +209,7 @@ class DecoderSubject(OurSubject):
         return model(inputs.values, **options, replay=forced).logits_BLV
 
     @contextmanager
-    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
+    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Generator[None]:
         if reentrant:
             raise Unavailable("the decoder recomputes without reentrance only")
         model.activation_checkpointing = True  # pyrefly: ignore
@@ -239,7 +240,7 @@ class DecoderSubject(OurSubject):
         assert isinstance(model, Decoder)
         model = _own_round_trip(model, self.fresh(seed=9), folder)
         assert isinstance(model, Decoder)
-        model.origin = getattr(self._module, "origin", None)
+        model.origin = self._origin
         try:
             save(model, folder / "published")
         except ConfigError:  # a model that no published family can express

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ class TransformersSubject(Subject):
         self.name = name or type(model).__name__
         self._module = model
         self._config: Any = model.config.get_text_config(decoder=True)
-        self._encodes = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._encodes = model.config.is_encoder_decoder
         self.claims = self._read_claims()
         try:
             self.balance(self._module, self.inputs())
@@ -169,7 +169,7 @@ class TransformersSubject(Subject):
         return inputs.values.masked_fill(~inputs.valid_BL, -100)
 
     @contextmanager
-    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Iterator[None]:
+    def recomputing(self, model: nn.Module, *, reentrant: bool) -> Generator[None]:
         assert isinstance(model, PreTrainedModel)
         if not model.supports_gradient_checkpointing:
             raise Unavailable("its class has no gradient checkpointing")

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from moeworks.doctor import hf_routing
 from moeworks.errors import ConfigError
@@ -119,7 +120,7 @@ def named_class(name: str) -> type[PreTrainedModel]:
 
 def tiny_class(kind: type[PreTrainedModel], family: str | None = None) -> PreTrainedModel:
     """A tiny random model of a class, in float32 and evaluation mode."""
-    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bar()
     family = family or kind.__module__.split(".")[-2]
     config_class: Any = kind.config_class
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeworks.config.codec import from_dict, to_dict
-from moeworks.errors import ConfigError, DataError
+from moeworks.errors import DataError
 from moeworks.files import write_atomically
 from moeworks.labs.curves import bits_figure
 from moeworks.labs.figures import Figure
@@ -116,7 +116,7 @@ def read_summary(folder: Path) -> LabSummary:
         return from_dict(LabSummary, json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no results; run the lab first: moeworks lab run {folder.name}") from error
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not the results of a lab: {error}") from error
 
 

@@ -1,5 +1,7 @@
 """The Soft MoE layer: every expert works on mixtures of all tokens of a sequence."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +68,8 @@ class SoftMoE(nn.Module):
             want = tuple(x.shape[:-1])
             check(found in (None, want), name, found, f"must have the leading dimensions of x, {want}")
         if sequence_ids is None:
-            x_BLD = x.reshape(-1, *x.shape[-2:])
+            # Not -1 for the number of sequences: without tokens it could be any.
+            x_BLD = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
             valid_BL = None if valid is None else valid.reshape(x_BLD.shape[:2])
             y_BLD, dispatch_BLS, combine_BLS = self._mix(x_BLD, valid_BL)
             y, weights = y_BLD.view(x.shape), (dispatch_BLS.flatten(0, 1), combine_BLS.flatten(0, 1))
@@ -76,8 +79,7 @@ class SoftMoE(nn.Module):
             rows_map = rows_of(sequence_ids.reshape(-1))
             y, *weights = self._mix_packed(x, valid, rows_map)
             sequences_T, rows = rows_map.sequences_T, rows_map.shape[0]
-        shape = (-1, *self.slots.shape[:2])
-        dispatch_TEC, combine_TEC = (w.view(shape) for w in weights)
+        dispatch_TEC, combine_TEC = (w.unflatten(-1, self.slots.shape[:2]) for w in weights)
         valid_T = None if valid is None else valid.reshape(-1)
         return y, SoftRouting(dispatch_TEC, combine_TEC, sequences_T, rows, valid_T)
 

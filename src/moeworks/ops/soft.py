@@ -27,10 +27,10 @@ class SoftRouting:
     """bool, False for padding. None: every token is valid."""
 
     def expert_shares(self) -> Tensor:
-        """[E], sums to 1: the mean over valid tokens of what each expert contributes to them."""
+        """[E], sums to 1, or 0 without tokens: the mean of what each expert contributes to valid tokens."""
         shares_TE = self.combine_TEC.sum(dim=2)
-        tokens = len(shares_TE) if self.valid_T is None else self.valid_T.sum().clamp(min=1)
-        return shares_TE.sum(dim=0) / tokens
+        tokens = shares_TE.new_tensor(len(shares_TE)) if self.valid_T is None else self.valid_T.sum()
+        return shares_TE.sum(dim=0) / tokens.clamp(min=1)
 
     def tokens_per_slot(self) -> Tensor:
         """[sequences, E, C]: the effective number of tokens in a slot, 1 / sum of squares (inverse Simpson).

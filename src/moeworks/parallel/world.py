@@ -1,6 +1,6 @@
 """Data parallelism: who takes part, and sums over all of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -58,7 +58,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
+def join_world(device: str = "auto") -> Generator[World]:
     """The world that torchrun set up, or a world of one.
 
     Args:

@@ -18,7 +18,7 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class MetricsSink:
             self._file.close()
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _disk(self) -> Generator[None]:
         try:
             yield
         except OSError as error:

@@ -10,7 +10,7 @@ runs/NAME/
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class RunDir:
         return self.root / "report.html"
 
     @contextmanager
-    def locked(self) -> Iterator[bool]:
+    def locked(self) -> Generator[bool]:
         """Make the folder if need be and keep other processes from training in it; yields whether it is new.
 
         Raises DataError when another process trains there, or the disk refuses.

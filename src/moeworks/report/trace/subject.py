@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsInt
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Subject:
         table = self.inspection.analysis.domains
         return () if table is None else tuple(name or "(none)" for name in table.domains)
 
-    def tokens(self, ids: Iterable[int]) -> list[str]:
+    def tokens(self, ids: Iterable[SupportsInt]) -> list[str]:
         """What each token looks like on its own, blanks made visible."""
         ids = [int(number) for number in ids]
         if self.pieces is None:

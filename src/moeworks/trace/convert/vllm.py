@@ -6,7 +6,6 @@ with 0. Token ids stand beside it, in `prompt_token_ids` and `token_ids`, when t
 """
 
 import base64
-import binascii
 import io
 import itertools
 import json
@@ -107,7 +106,7 @@ def _sequences(path: Path) -> Iterator[_Sequence]:
         ) else json.loads(text)  # fmt: skip
         for response in responses if isinstance(responses, list) else [responses]:
             yield from _choices(response, path)
-    except (OSError, ValueError, EOFError, AttributeError, binascii.Error) as error:
+    except (OSError, ValueError, EOFError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a response of vLLM: {error}") from error
 
 
