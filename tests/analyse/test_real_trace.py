@@ -6,9 +6,9 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from moeworks.analyse.bootstrap import Resampling, bootstrap_load
 from traces import real_trace
 
-from moeworks.analyse.bootstrap import Resampling, bootstrap_load
 from moeworks.analyse.change import change_over_training, overlap
 from moeworks.analyse.coactivation import coactivation
 from moeworks.analyse.confidence import confidence
@@ -216,7 +216,7 @@ def test_runs(trace, long):
 
 
 def test_drift(trace, long):
-    found = drift(trace, bins=4, permutations=1)
+    found = drift(trace, bins=4, rotations=1)
     bins = np.searchsorted(found.edges, long["position"], side="right") - 1
     table = pd.crosstab(long["e"], bins)
     inside, rest = table[3], table.drop(columns=3).sum(axis=1)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import Interval
 from moeworks.analyse.change import overlap_of_rows
 from moeworks.analyse.consistency import jensen_shannon
+from moeworks.analyse.intervals import Interval
 from moeworks.analyse.load import LoadTable, load_table, relative_load, shares
 from moeworks.trace import ExpertCounts, RoutingTrace
 

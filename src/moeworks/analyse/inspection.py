@@ -58,8 +58,6 @@ def inspect_trace(
             not hold.
         min_count: occurrences that a token needs to stand out for an expert.
         progress: called before each table, STEPS times, with what comes next.
-
-    Raises ConfigError for a trace without two tokens that follow each other.
     """
     tell = progress or (lambda _: None)
     tell("validation")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from moeworks.analyse.verdicts.words import percent, plural
 from moeworks.report.fragments import Panel
 from moeworks.report.lines import MAX_LEGEND, describe_figure
 from moeworks.report.run import curves, heat_maps
@@ -9,7 +10,6 @@ from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domai
 from moeworks.report.run.run_data import RunData
 from moeworks.report.run.verdicts import NEARLY_UNUSED
 from moeworks.report.theme import Figure
-from moeworks.report.words import percent, plural
 
 
 def _curve(key: str, title: str, caption: str, figure: Figure) -> Panel:

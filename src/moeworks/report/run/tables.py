@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from moeworks.analyse.verdicts.words import duration, percent, short_number
 from moeworks.config.count import count_parameters
 from moeworks.config.explain import explain
 from moeworks.report.fragments import escape, table, tile, tile_list
@@ -13,7 +14,6 @@ from moeworks.report.run.names import expert_names, layer_names
 from moeworks.report.run.run_data import RunData, Summary
 from moeworks.report.run.verdicts import NEARLY_UNUSED
 from moeworks.report.table import Table
-from moeworks.report.words import duration, percent, short_number
 
 _FAVOURITES = 3
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from moeworks.analyse.verdicts.words import percent, plural, shortened
 from moeworks.report.run.heat_maps import domain_shares, drawn_domains, load_windows
 from moeworks.report.run.names import layer_names
 from moeworks.report.run.run_data import RunData
 from moeworks.report.verdict import Verdict
-from moeworks.report.words import percent, plural, shortened
 
 NEARLY_UNUSED = 0.1
 """An expert with less than this part of its fair share is nearly unused."""

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from traces import random_ids, trace_of
-
 from moeworks.analyse.bootstrap import (
     Resampling,
     bootstrap,
@@ -11,6 +9,8 @@ from moeworks.analyse.bootstrap import (
     bootstrap_mean,
     document_codes,
 )
+from traces import random_ids, trace_of
+
 from moeworks.analyse.load import load_table, max_vio
 from moeworks.errors import ConfigError
 from moeworks.trace import count_experts

@@ -5,13 +5,12 @@ import pytest
 from traces import random_trace, trace_of
 
 from moeworks.analyse.inspection import inspect_trace
-from moeworks.report.trace.subject import Subject
-from moeworks.report.trace.verdicts import judge_trace
+from moeworks.analyse.verdicts import judge_trace
 from moeworks.trace import LayerColumns, RoutingTrace, TraceBlock, TraceHeader, token_columns
 
 
 def judge(trace):
-    return judge_trace(Subject(inspect_trace(trace), "t"))
+    return judge_trace(inspect_trace(trace))
 
 
 def find(verdicts, part):
