@@ -55,12 +55,13 @@ def ratio_interval(
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(residual * taken / np.where(taken > 1, taken - 1, np.nan)) / present
     half = error * _quantiles(effective, 1 - (1 - level) / (2 * comparisons))
-    return Interval(estimate, estimate - half, estimate + half, level, len(below))
+    ends = (estimate - half, estimate + half)
+    return Interval(np.asarray(estimate), np.asarray(ends[0]), np.asarray(ends[1]), level, len(below))
 
 
 def _quantiles(effective: np.ndarray, probability: float) -> np.ndarray:
     """Quantiles of t for a number of documents [...] each; NaN below two."""
-    documents = np.floor(np.nan_to_num(effective) + 1e-9).astype(np.int64)
+    documents = np.rint(np.nan_to_num(effective)).astype(np.int64)
     known, place = np.unique(documents, return_inverse=True)
     quantiles = [student_quantile(probability, int(n) - 1) if n >= 2 else np.nan for n in known]
     return np.array(quantiles)[place].reshape(documents.shape)

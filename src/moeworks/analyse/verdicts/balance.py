@@ -32,8 +32,8 @@ def _idle(inspection: Inspection) -> list[Verdict]:
     return [Verdict("problem", f"{shortened(parts)}.", rule, "Their figures are left out below.")]
 
 
-def _layers(inspection: Inspection, values: np.ndarray) -> list[tuple[int, float]]:
-    return list(zip(inspection.header.layers, values, strict=True))
+def _layers(inspection: Inspection, values: np.ndarray) -> list[tuple[int, int]]:
+    return list(zip(inspection.header.layers, values.tolist(), strict=True))
 
 
 def _dead(inspection: Inspection) -> list[Verdict]:

@@ -16,8 +16,8 @@ def judge_pairs(inspection: Inspection) -> list[Verdict]:
         return []
     rule = (
         f"Tokens that chose both, over what their loads give; {MEETS:g} times as often is a pair worth"
-        f" telling, if it is surely more than {MARGIN:g} (Poisson bound, widened by how much documents differ,"
-        f" Bonferroni over {table.looked_at:,} pairs)."
+        f" telling, if it is surely more than {MARGIN:g} (Poisson bound, widened by how far documents"
+        f" differ, Bonferroni over {table.looked_at:,} pairs)."
     )
     tops = [(float(bounds[0]), place) for place, bounds in enumerate(table.bounds) if len(bounds)]
     bound, place = max(tops, default=(0.0, 0))
