@@ -33,7 +33,7 @@ class Interval:
     @property
     def known(self) -> np.ndarray:
         """bool [...]: whether there were documents enough for an interval."""
-        return np.isfinite(self.low) & np.isfinite(self.high)
+        return np.asarray(np.isfinite(self.low) & np.isfinite(self.high))
 
 
 def ratio_interval(
@@ -54,7 +54,7 @@ def ratio_interval(
     residual = np.square(above - estimate * below).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(residual * taken / np.where(taken > 1, taken - 1, np.nan)) / present
-    half = error * _quantiles(effective, 1 - (1 - level) / (2 * comparisons))
+    half = error * _quantiles(np.asarray(effective), 1 - (1 - level) / (2 * comparisons))
     ends = (estimate - half, estimate + half)
     return Interval(np.asarray(estimate), np.asarray(ends[0]), np.asarray(ends[1]), level, len(below))
 
@@ -64,7 +64,7 @@ def _quantiles(effective: np.ndarray, probability: float) -> np.ndarray:
     documents = np.rint(np.nan_to_num(effective)).astype(np.int64)
     known, place = np.unique(documents, return_inverse=True)
     quantiles = [student_quantile(probability, int(n) - 1) if n >= 2 else np.nan for n in known]
-    return np.array(quantiles)[place].reshape(documents.shape)
+    return np.asarray(np.array(quantiles)[place]).reshape(documents.shape)
 
 
 def document_codes(trace: RoutingTrace) -> tuple[np.ndarray, int]:

@@ -13,9 +13,13 @@ def drawn(rng: np.random.Generator, liking: np.ndarray) -> np.ndarray:
     return np.argsort(-(liking + rng.gumbel(size=liking.shape)), axis=1)[:, :TOP_K].astype(np.uint8)
 
 
-def trace_of_layers(layers: list[np.ndarray], document: np.ndarray, rng: np.random.Generator) -> RoutingTrace:
-    """A trace whose documents have labels by chance, half of them each, and whose words mean nothing."""
-    label = rng.permutation(np.arange(int(document.max()) + 1) % 2)
+def trace_of_layers(
+    layers: list[np.ndarray], document: np.ndarray, rng: np.random.Generator, label: np.ndarray | None = None
+) -> RoutingTrace:
+    """A trace whose words mean nothing; without `label` documents have one of two by chance, half of them
+    each."""
+    if label is None:
+        label = rng.permutation(np.arange(int(document.max()) + 1) % 2)
     header = TraceHeader(num_experts=EXPERTS, top_k=TOP_K, layers=tuple(range(len(layers))))
     tokens = token_columns(
         len(document), sequence=document, domain=label[document], domains=("a", "b"),
@@ -27,7 +31,7 @@ def trace_of_layers(layers: list[np.ndarray], document: np.ndarray, rng: np.rand
 def noise(kind: str, seed: int) -> RoutingTrace:
     """A trace of one of KINDS.
 
-    even, uneven   tokens choose independently, by loads that are even or from 1 to 4
+    even, uneven   tokens choose independently, by loads that are even or with a MaxVio of 0.43
     topics         documents have likings of their own, shared by layers, unrelated to their labels
     one-document   even, and all one text
     short-texts    even, in texts of 60 tokens
@@ -39,7 +43,7 @@ def noise(kind: str, seed: int) -> RoutingTrace:
     liking = np.zeros((len(document), EXPERTS))
     topics = rng.normal(size=(documents, 2))[document]
     if kind == "uneven":
-        liking += np.linspace(0, np.log(4), EXPERTS)
+        liking += np.linspace(0, np.log(2.3), EXPERTS)
     layers = []
     for _ in range(LAYERS):
         own = topics @ rng.normal(size=(2, EXPERTS)) if kind == "topics" else 0

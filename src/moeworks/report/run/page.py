@@ -95,7 +95,7 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
     load, load_panels = _load_section(run)
     domain, domain_panels = _domain_section(run)
     sections = [
-        section("words", "In words", "", verdict_list(judge_run(run))),
+        section("words", "In words", tables.setting_line(run), verdict_list(judge_run(run))),
         alarm_section(run),
         asset("guide.html") if run.moe_layers else "",
         section("learning", "Learning", "", grid(learning) if learning else ""),
