@@ -95,8 +95,8 @@ def max_vio_interval(trace: RoutingTrace) -> Interval:
         load = ratio_interval(counts, fair, comparisons=experts * len(layers))
         most = len(codes) / fair.sum() if fair.any() else np.nan  # one expert in every token
         low, high = np.maximum(load.low.max(), 1), np.minimum(load.high.max(), most)
-        ends = (np.asarray(end - 1) for end in (load.estimate.max(), low, high))
-        rows.append(Interval(*ends, load.level, documents))
+        estimate = np.asarray(load.estimate.max() - 1)
+        rows.append(Interval(estimate, np.asarray(low - 1), np.asarray(high - 1), load.level, documents))
     return stack_intervals(rows)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from moeworks.trace import LayerColumns, RoutingTrace, TraceBlock, TraceHeader, token_columns
 
-EXPERTS, TOP_K, LAYERS = 16, 2, 3
+EXPERTS, TOP_K, LAYERS = 16, 2, 2
 KINDS = ("even", "uneven", "topics", "one-document", "short-texts", "sticky")
 
 

@@ -85,13 +85,13 @@ def planted(effect: str, seed: int):
     for place in range(LAYERS):
         liking = np.zeros((len(document), EXPERTS))
         if effect == "domains" and place == 1:
-            liking[:, 5] = 1.6 * label[document]
+            liking[:, 5] = 2.5 * label[document]
         if effect == "drift" and place == 1:
             liking[:, :4] = 1.5 * (position >= 30)[:, None]
         if effect == "uneven":
             liking[:, 3] = 1.5
         ids = drawn(rng, liking)
-        if effect == "pairs" and place == 2:
+        if effect == "pairs" and place == 1:
             ids[rng.random(len(ids)) < 0.05] = (8, 9)
         if effect == "sticky":
             before = np.maximum(np.arange(len(ids)) - 1, 0)
@@ -108,7 +108,7 @@ def planted(effect: str, seed: int):
         ("domains", "Experts lean towards domains"),
         ("drift", "layer 1 works otherwise"),
         ("uneven", "Expert 3 of layer"),
-        ("pairs", "Experts 8 and 9 of layer 2 work together"),
+        ("pairs", "Experts 8 and 9 of layer 1 work together"),
         ("sticky", "Routing is sticky"),
     ],
 )

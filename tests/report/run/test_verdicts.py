@@ -90,9 +90,8 @@ def test_evenness(run: RunData, max_vio: float, level: str, words: str) -> None:
     records = (early, *(RoutingRecord(step, counts // 2) for step in (290, 300)))
     verdict = find(replace(run, routing=records), "busiest expert")
     assert verdict.level == level
-    assert (
-        f"{1 + max_vio:.2f} times its fair share of the work (layer 2, MaxVio {max_vio:.2f})" in verdict.text
-    )
+    share = f"{1 + max_vio:.2f} times its fair share of the work (layer 2, MaxVio {max_vio:.2f})"
+    assert share in verdict.text
     assert words in verdict.text
     assert "steps 101 to 300; MaxVio by layer: layer 0 0.00, layer 1 0.00, layer 2" in verdict.rule
 
@@ -131,7 +130,7 @@ def test_flat_validations_with_noise_are_seldom_told() -> None:
     """Of 400 flat curves at most 5 % fall or rise by what is said, with three standard errors."""
     rng = np.random.default_rng(0)
     curves = 1.4 + 0.05 * rng.standard_normal((400, 8))
-    found = [judge_validation(range(8), curve, "text")[0].text for curve in curves]
+    found = [judge_validation(range(8), curve.tolist(), "text")[0].text for curve in curves]
     for words in ("still falling", "it rises"):
         assert sum(words in text for text in found) <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
 
@@ -148,7 +147,7 @@ def test_memorising(run: RunData) -> None:
     worse = replace(run.summary, eval=replace(run.summary.eval, loss=3.0))
     verdict = find(replace(run, summary=worse), "clearly better on text it trained on")
     assert verdict.level == "look"
-    assert "More than 15 % above would be a warning" in verdict.rule
+    assert "More than 15 % above that would be a warning" in verdict.rule
 
 
 def test_dropping_is_judged_only_where_there_is_a_limit(

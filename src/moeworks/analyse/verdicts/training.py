@@ -167,7 +167,7 @@ def judge_preference(counts: Mapping[str, np.ndarray], layers: Sequence[str]) ->
     matters = (share >= 1 / share.shape[-1]) & (least > overall)
     preference = np.divide(share, overall, out=np.zeros_like(share), where=matters)
     place = np.unravel_index(preference.argmax(), share.shape)
-    layer, domain, expert = place
+    layer, domain, expert = map(int, place)
     rule = (
         f"{SPECIALISED:g} times its share of all validation text counts as a preference, if it is more than"
         f" chance gives tokens that choose independently (Poisson, Bonferroni over {each.size:,} cells)."

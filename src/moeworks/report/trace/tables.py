@@ -36,7 +36,7 @@ def load_table(subject: Subject) -> Table:
     """Balance of each layer."""
     analysis = subject.inspection.analysis
     load, relative = analysis.load, subject.inspection.experts.load
-    columns = {
+    columns: dict[str, np.ndarray | None] = {
         "MaxVio": load.max_vio,
         "from": analysis.max_vio.low,
         "to": analysis.max_vio.high,
