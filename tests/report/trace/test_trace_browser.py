@@ -1,5 +1,6 @@
 """The page of a trace in a real browser, headless and without a network."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def test_writing_from_right_to_left_reorders_no_other_token(browser, tmp_path) -
     assert tokens.first.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
     # Boxes of a line follow each other from left to right, in the order of the text.
     boxes = [tokens.nth(i).bounding_box() for i in range(12)]
-    lines = [(a, b) for a, b in zip(boxes, boxes[1:], strict=False) if abs(a["y"] - b["y"]) < 2]
+    lines = [(a, b) for a, b in itertools.pairwise(boxes) if abs(a["y"] - b["y"]) < 2]
     assert all(a["x"] < b["x"] for a, b in lines)
     assert page.locator(".plot a").count() == 0
     assert name.replace("%{", "%\u200b{") in page.locator("#both-max-vio .legend").first.text_content()
