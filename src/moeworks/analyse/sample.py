@@ -19,7 +19,7 @@ class TextSample:
     sequences: np.ndarray
     """int [texts]: the number of the sequence it is cut from."""
     domains: tuple[str, ...]
-    """Of each text."""
+    """Domain of each text."""
     token_ids: np.ndarray
     """int [t], -1 where it is not known."""
     positions: np.ndarray

@@ -39,13 +39,13 @@ Table = TypeVar("Table")
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What one trace says; the words of its tokenizer and other traces are not needed."""
+    """All tables of one trace; neither its tokenizer nor other traces are needed."""
 
     counts: ExpertCounts
-    """By domain."""
+    """Assignments by domain."""
     load: LoadTable
     max_vio: Interval
-    """[l], over documents, for all layers together."""
+    """[l]: MaxVio with its interval over documents, for all layers together."""
     batch_load: BatchLoadTable
     coactivation: CoactivationTable
     domains: DomainTable | None

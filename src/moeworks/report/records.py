@@ -30,13 +30,13 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     if isinstance(value, float | np.floating):
-        return _one(float(value))
+        return _finite_or_none(float(value))
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _rounded(value: Any) -> Any:
-    return [_rounded(part) for part in value] if isinstance(value, list) else _one(value)
+    return [_rounded(part) for part in value] if isinstance(value, list) else _finite_or_none(value)
 
 
-def _one(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -21,11 +21,11 @@ class Subject:
 
     inspection: Inspection
     name: str
-    """Of the trace: what the page is titled with."""
+    """Name of the trace, the title of the page."""
     pieces: Pieces | None = None
     """None where no tokenizer is known: tokens are then shown by their ids."""
     other_name: str = ""
-    """Of the trace that it is compared with."""
+    """Name of the trace that it is compared with."""
     no_pieces: str = ""
     """Why the tokenizer that the trace seems to name was not taken."""
 
