@@ -98,7 +98,7 @@ def test_interval_of_max_vio(trace, long):
     residual = table.sub(pd.DataFrame(np.outer(fair, load), index=table.index, columns=table.columns))
     size = len(table)
     error = np.sqrt((residual**2).sum() * size / (size - 1)) / fair.sum()
-    freedom = int(fair.sum() ** 2 / (fair**2).sum()) - 1
+    freedom = round(fair.sum() ** 2 / (fair**2).sum()) - 1
     half = stats.t.ppf(1 - 0.025 / (EXPERTS * trace.num_layers), freedom) * error
     assert found.low[PLACE] == pytest.approx((load - half).max() - 1, rel=1e-4)
     assert found.high[PLACE] == pytest.approx((load + half).max() - 1, rel=1e-4)
