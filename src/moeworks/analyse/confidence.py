@@ -89,7 +89,7 @@ def confidence(trace: RoutingTrace) -> ConfidenceTable:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over tokens; NaN without any."""
-    return values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
+    return np.asarray(values.mean(axis=0)) if len(values) else np.full(values.shape[1:], np.nan)
 
 
 def _quantiles(values: np.ndarray, method: str = "linear") -> np.ndarray:
