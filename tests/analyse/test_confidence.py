@@ -23,17 +23,18 @@ def test_entropy_and_margin():
         np.zeros((3, 1), np.uint8), entropy=entropy.astype(np.float16), margin=margin.astype(np.float16)
     )
     found = confidence(RoutingTrace.from_blocks(header, [TraceBlock(token_columns(3), (layer,))]))
-    assert found.entropy == pytest.approx([0.5], abs=1e-3)
+    assert found.entropy.estimate == pytest.approx([0.5], abs=1e-3)
     assert found.entropy_quantiles[0, QUANTILES.index(0.5)] == pytest.approx(0.5, abs=1e-3)
     assert found.margin_quantiles[0, QUANTILES.index(0.5)] == 0.5
-    assert found.overruled.tolist() == pytest.approx([1 / 3])
+    assert found.overruled.estimate.tolist() == pytest.approx([1 / 3])
     assert found.weight_by_rank is None
 
 
 def test_all_columns_and_none():
     header = TraceHeader(num_experts=8, top_k=2, layers=(0, 1), fields=("weights", "entropy", "margin"))
     found = confidence(RoutingTrace.from_blocks(header, [random_block(header, 50)]))
-    assert {name: getattr(value, "shape", value)[:1] for name, value in vars(found).items()} == {
+    arrays = {name: getattr(value, "estimate", value) for name, value in vars(found).items()}
+    assert {name: getattr(value, "shape", value)[:1] for name, value in arrays.items()} == {
         name: (0,) if name == "layers" else (2,) for name in vars(found)
     }
     assert confidence(random_trace()).entropy is None

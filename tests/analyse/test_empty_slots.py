@@ -76,7 +76,7 @@ def test_nor_the_tables_of_a_report():
     spare = with_spare_slot(trace)
     assert_equal(expert_table(spare), expert_table(trace))
     assert_equal(top_tokens(spare), top_tokens(trace))
-    got, want = (neighbours(coactivation(each), min_count=1) for each in (spare, trace))
+    got, want = (neighbours(coactivation(each)) for each in (spare, trace))
     for name in ("edges", "lifts", "expected"):
         for a, b in zip(getattr(got, name), getattr(want, name), strict=True):
             np.testing.assert_allclose(a, b, err_msg=name)

@@ -27,13 +27,14 @@ def test_expected_pairs_of_independent_experts():
     pairs = [[i, j] for i in range(4) for j in range(i)]
     found = neighbours(coactivation(trace_of(np.array(pairs * 25)[:, None], 4)))
     assert len(found.edges[0]) == 0
-    np.testing.assert_allclose(found.nearest_lift[0, :, :3], 1)
+    assert (found.nearest == -1).all()
 
 
 def test_rare_pairs_and_single_experts():
-    ids = np.array([[0, 1]] * 19 + [[2, 3]] * 21)[:, None]
-    found = neighbours(coactivation(trace_of(ids, 5)))
-    assert found.edges[0].tolist() == [[2, 3]]
+    ids = np.array([[0, 1]] + [[2, 3], [4, 5]] * 30)[:, None]
+    found = neighbours(coactivation(trace_of(ids, 6)))
+    assert found.edges[0].tolist() == [[2, 3], [4, 5]]  # one token is no evidence for 0 and 1
+    assert found.looked_at == 15
     alone = neighbours(coactivation(trace_of([[[0]], [[1]]], 2)))
     assert len(alone.edges[0]) == 0
     assert (alone.nearest == -1).all()
@@ -42,12 +43,13 @@ def test_rare_pairs_and_single_experts():
 @given(st.integers(0, 99), st.integers(1, 4))
 def test_invariants(seed, limit):
     table = coactivation(random_trace(seed, tokens=200, experts=6))
-    found = neighbours(table, edges=limit, min_count=1)
+    found = neighbours(table, edges=limit)
     for place, edges in enumerate(found.edges):
         assert sorted(found.order[place]) == list(range(6))
         assert len(edges) <= limit
         assert (edges[:, 0] < edges[:, 1]).all()
-        assert (np.diff(found.lifts[place]) <= 0).all()
+        assert (np.diff(found.bounds[place]) <= 0).all()
+        assert (found.bounds[place] < found.lifts[place]).all()
         np.testing.assert_array_equal(found.counts[place], table.pairs[place][edges[:, 0], edges[:, 1]])
         np.testing.assert_allclose(found.lifts[place] * found.expected[place], found.counts[place])
 

@@ -6,16 +6,16 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from traces import real_trace
 
-from moeworks.analyse.bootstrap import Resampling, bootstrap_load
 from moeworks.analyse.change import change_over_training, overlap
 from moeworks.analyse.coactivation import coactivation
 from moeworks.analyse.confidence import confidence
 from moeworks.analyse.consistency import drift, overlap_by_lag, repeats, run_lengths
 from moeworks.analyse.experts import expert_table
 from moeworks.analyse.information import mutual_information
-from moeworks.analyse.load import batch_load_table, device_balancedness, load_table, max_vio
+from moeworks.analyse.load import batch_load_table, device_balancedness, load_table, max_vio_interval
 from moeworks.analyse.neighbours import neighbours
 from moeworks.analyse.specialisation import domain_specialisation, vocabulary_specialisation
 from moeworks.analyse.vocabulary import top_tokens
@@ -89,17 +89,19 @@ def test_device_balancedness(trace, long):
 
 
 def test_interval_of_max_vio(trace, long):
-    """Resampling documents with pandas, by the same draws."""
-    found = bootstrap_load(trace, max_vio, Resampling(resamples=30, seed=1))
+    """The residuals of ratios with pandas, the quantile by scipy."""
+    found = max_vio_interval(trace)
     table = long.groupby(["document", "e"]).size().unstack(fill_value=0).reindex(columns=range(EXPERTS))
-    rng = np.random.default_rng(1)
+    table = table.fillna(0)
+    fair = table.sum(axis=1) / EXPERTS
+    load = table.sum() / fair.sum()
+    residual = table.sub(pd.DataFrame(np.outer(fair, load), index=table.index, columns=table.columns))
     size = len(table)
-    values = []
-    for times in rng.multinomial(size, np.full(size, 1 / size), size=30):
-        drawn = table.fillna(0).mul(times, axis=0).sum()
-        values.append(drawn.max() / drawn.mean() - 1)
-    assert found.low[PLACE] == pytest.approx(np.quantile(values, 0.025))
-    assert found.high[PLACE] == pytest.approx(np.quantile(values, 0.975))
+    error = np.sqrt((residual**2).sum() * size / (size - 1)) / fair.sum()
+    freedom = round(fair.sum() ** 2 / (fair**2).sum()) - 1
+    half = stats.t.ppf(1 - 0.025 / (EXPERTS * trace.num_layers), freedom) * error
+    assert found.low[PLACE] == pytest.approx((load - half).max() - 1, rel=1e-4)
+    assert found.high[PLACE] == pytest.approx((load + half).max() - 1, rel=1e-4)
     assert found.documents == size == 213
 
 
@@ -216,7 +218,7 @@ def test_runs(trace, long):
 
 
 def test_drift(trace, long):
-    found = drift(trace, bins=4, permutations=1)
+    found = drift(trace, bins=4, rotations=1)
     bins = np.searchsorted(found.edges, long["position"], side="right") - 1
     table = pd.crosstab(long["e"], bins)
     inside, rest = table[3], table.drop(columns=3).sum(axis=1)
@@ -229,7 +231,9 @@ def test_drift(trace, long):
 def test_confidence(trace, long):
     found = confidence(trace)
     share = long["w"].astype(float) / long.groupby("row")["w"].transform(lambda w: w.astype(float).sum())
-    by_rank = share.groupby(long["rank"]).mean()
+    # The slots of this recording are not sorted: ranks are those of the weights.
+    place = share.groupby(long["row"]).rank(method="first", ascending=False)
+    by_rank = share.groupby(place).mean()
     np.testing.assert_allclose(found.weight_by_rank[PLACE], by_rank.to_numpy(), rtol=1e-5)
     nats = (-share * np.log(share.where(share > 0, 1))).groupby(long["row"]).sum()
     assert found.effective_choices[PLACE] == pytest.approx(np.exp(nats).mean(), rel=1e-5)
@@ -302,15 +306,27 @@ def test_top_tokens(trace, long):
 
 
 def test_strongest_pairs(trace, long):
-    found = neighbours(coactivation(trace), edges=10)
+    """Counts and expectations with SQL, the bound by scipy."""
+    table = coactivation(trace)
+    found = neighbours(table)
     rows = sql(
         f"""with n as (select e, count(*) n from a group by e), t as (select sum(n) t from n)
         select l.e, r.e, count(*) pairs, any_value(
           {K - 1} * (x.n * y.n / (t - x.n) + x.n * y.n / (t - y.n)) / 2) expected
         from a l join a r using (row) join n x on x.e = l.e join n y on y.e = r.e, t
-        where l.e < r.e group by all having pairs >= 20 order by pairs / expected desc limit 10""",
+        where l.e < r.e group by all""",
         long,
     )
-    assert [tuple(edge) for edge in found.edges[PLACE].tolist()] == [row[:2] for row in rows]
-    assert found.counts[PLACE].tolist() == [row[2] for row in rows]
-    np.testing.assert_allclose(found.expected[PLACE], [row[3] for row in rows])
+    spread = table.dispersion[PLACE]
+    error = 0.05 / found.looked_at
+    bounds = {
+        (i, j): spread * stats.chi2.ppf(error, 2 * count / spread) / 2 / expected
+        for i, j, count, expected in rows
+    }
+    edges = list(map(tuple, found.edges[PLACE].tolist()))
+    best = sorted(bounds, key=lambda pair: -bounds[pair])
+    assert edges[:5] == best[:5]
+    np.testing.assert_allclose(found.bounds[PLACE][:5], [bounds[pair] for pair in best[:5]], rtol=0.02)
+    of_pair = {(i, j): (count, expected) for i, j, count, expected in rows}
+    assert found.counts[PLACE].tolist() == [of_pair[edge][0] for edge in edges]
+    np.testing.assert_allclose(found.expected[PLACE], [of_pair[edge][1] for edge in edges])

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from traces import random_ids, random_trace, trace_of
 
 from moeworks.analyse.specialisation import (
-    bootstrap_specialisation,
     domain_specialisation,
+    specialisation_interval,
     vocabulary_specialisation,
 )
 from moeworks.errors import ConfigError
@@ -64,7 +64,7 @@ def test_documents_keep_together():
 
 def test_interval_of_a_share():
     trace = domains_of(0.3)
-    found = bootstrap_specialisation(trace, 0)
+    found = specialisation_interval(trace, 0)
     whole = domain_specialisation(trace, permutations=1)
     np.testing.assert_allclose(found.estimate, whole.specialisation[0])
     assert (found.low <= found.estimate).all() and (found.estimate <= found.high).all()

@@ -9,18 +9,29 @@ from moeworks.errors import ConfigError
 
 
 def test_an_expert_that_the_token_id_chooses():
-    words = np.array([7] * 4 + [9] * 4)
+    words = np.array([7] * 40 + [9] * 40)
     found = top_tokens(
         trace_of((words == 9)[:, None, None].astype(int), 3, token_id=words), number=2, min_count=4
     )
     assert found.token_ids[0].tolist() == [[7, -1], [9, -1], [-1, -1]]
-    assert found.counts[0].tolist() == [[4, 0], [4, 0], [0, 0]]
+    assert found.counts[0].tolist() == [[40, 0], [40, 0], [0, 0]]
     assert found.shares[0].tolist() == [[1, 0], [1, 0], [0, 0]]
     np.testing.assert_allclose(found.knowing[0], [1, 1, np.nan])
-    # E[share^2] of 4 drawn of 8 tokens without replacement, half of them the expert's: 1/4 + 1/16 * 4/7.
-    np.testing.assert_allclose(found.knowing_null[0], [(1 / 4 + 1 / 28) * 2] * 2 + [np.nan])
-    # z = (1 - 1/2) / sqrt(1/28)
-    np.testing.assert_allclose(found.z[0, :2, 0], 0.5 * np.sqrt(28))
+    # E[share^2] of 40 drawn of 80 tokens without replacement, half of them the expert's: 1/4 + 1/160 * 40/79.
+    np.testing.assert_allclose(found.knowing_null[0], [(1 / 4 + 1 / 316) * 2] * 2 + [np.nan])
+    # z = (1 - 1/2) / sqrt(1/316)
+    np.testing.assert_allclose(found.z[0, :2, 0], 0.5 * np.sqrt(316))
+
+
+def test_words_that_mean_nothing_do_not_stand_out():
+    """Of 200 experts of 20 traces each token is drawn alike: at most one in twenty traces names one."""
+    rng = np.random.default_rng(0)
+    named = 0
+    for _ in range(20):
+        ids = np.argsort(rng.random((600, 10)), axis=1)[:, None, :2]
+        found = top_tokens(trace_of(ids, 10, token_id=rng.integers(20, size=600)), min_count=5)
+        named += bool((found.token_ids >= 0).any())
+    assert named <= 1
 
 
 def test_an_expert_that_ignores_the_words():

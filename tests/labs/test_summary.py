@@ -1,6 +1,7 @@
 """results.json and its figures."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,3 +67,13 @@ def test_film_is_relative_load() -> None:
 
 def test_gaps() -> None:
     assert series("x", [1, 2], np.array([np.nan, 2.0])).y == (None, 2.0)
+
+
+@pytest.mark.parametrize("key", ["../../pwn", '"><script>', "A b"])
+def test_keys_of_figures_are_names(tmp_path, key) -> None:
+    """They become names of files and of elements of a page."""
+    summary = summarise(LABS["balance"], results(LABS["balance"]), {}, quick=False)
+    figure = replace(summary.figures[0], key=key)
+    write_summary(tmp_path, replace(summary, figures=(figure,)))
+    with pytest.raises(DataError, match=r"figures\.key"):
+        read_summary(tmp_path)

@@ -1,6 +1,7 @@
 """Findings as HTML."""
 
-from moeworks.report.verdict import Verdict, verdict_list
+from moeworks.analyse.verdicts import Verdict
+from moeworks.report.verdict import verdict_list
 
 
 def test_verdicts_are_told_apart_by_words_and_escaped() -> None:

@@ -121,3 +121,9 @@ def test_shifted_layers_show_against_a_reference():
     assert layer_shift(reference, reference) == {n: n for n in (1, 2, 3, 4, 5)}
     shifted = trace_of(ids, 8, layers=[0, 1, 2, 3, 4])
     assert layer_shift(shifted, reference) == {n: n + 1 for n in (0, 1, 2, 3, 4)}
+
+
+def test_all_experts_for_every_token_are_no_fault():
+    """k = E in a fixed order, and a single expert: equal tokens and equal layers are what is right."""
+    assert kinds(trace_of(np.tile([0, 1, 2], (50, 2, 1)), 3)) == set()
+    assert kinds(trace_of(np.zeros((50, 2, 1), int), 1)) == set()

@@ -16,7 +16,9 @@ sample          some texts with the routing of each token
 compare         two traces side by side
 inspection      all that a report shows
 router          gradient noise, and inputs that can be told apart
-bootstrap       intervals, by resampling documents
+intervals       intervals over documents
+distributions   quantiles and bounds, without scipy
+verdicts        what figures say in words, each with its null
 
 `analyse_trace` makes all of those that one trace gives. Every docstring has the definition and its source;
 [l] is one value per MoE layer; E experts, K of them a token, T tokens.

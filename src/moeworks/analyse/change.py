@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import (
+from moeworks.analyse.intervals import (
     Interval,
-    Resampling,
-    bootstrap,
     document_codes,
+    ratio_interval,
     stack_intervals,
     sum_by_document,
 )
@@ -26,7 +25,7 @@ class OverlapTable:
 
     layers: tuple[int, ...]
     overlap: Interval
-    """[l]: mean |E_a ∩ E_b| / K, with a document-bootstrap interval."""
+    """[l]: mean |E_a ∩ E_b| / K, with its interval over documents."""
     chance: np.ndarray
     """float [l]: K sum_e load_a,e load_b,e, the overlap of two routers with these loads that ignore the
     token."""
@@ -34,7 +33,7 @@ class OverlapTable:
     """float [l]: share of tokens whose first expert is the same."""
 
 
-def overlap(left: RoutingTrace, right: RoutingTrace, resampling: Resampling | None = None) -> OverlapTable:
+def overlap(left: RoutingTrace, right: RoutingTrace) -> OverlapTable:
     """Agreement of two traces of the same tokens: engines, precisions, steps, quantisations.
 
     Raises ConfigError when the traces are not of the same tokens, layers
@@ -42,7 +41,7 @@ def overlap(left: RoutingTrace, right: RoutingTrace, resampling: Resampling | No
     """
     _check_alike(left, right)
     everything = np.arange(left.num_tokens)
-    return overlap_of_rows(left, right, left.header.layers, (everything, everything), resampling)
+    return overlap_of_rows(left, right, left.header.layers, (everything, everything))
 
 
 def overlap_of_rows(
@@ -50,9 +49,8 @@ def overlap_of_rows(
     right: RoutingTrace,
     layers: tuple[int, ...],
     rows: tuple[np.ndarray, np.ndarray],
-    resampling: Resampling | None = None,
 ) -> OverlapTable:
-    """The same for tokens at `rows` of each trace, of which there is at least one, in `layers` of both."""
+    """Agreement on the tokens at `rows` of each trace, at least one, in `layers` of both."""
     used, codes = np.unique(document_codes(left)[0][rows[0]], return_inverse=True)
     documents = len(used)
     tokens = sum_by_document(np.ones(len(codes)), codes, documents)
@@ -60,8 +58,7 @@ def overlap_of_rows(
     for layer in layers:
         a, b = left.ids(layer)[rows[0]], right.ids(layer)[rows[1]]
         common = overlap_share(a, b, experts)
-        per_document = [sum_by_document(common, codes, documents), tokens]
-        intervals.append(bootstrap(per_document, lambda total, count: total / count, resampling))
+        intervals.append(ratio_interval(sum_by_document(common, codes, documents), tokens))
         same = (a[:, 0] == b[:, 0]) & filled_slots(a[:, 0], experts)
         first.append(same.mean())
         loads = [shares(np.bincount(ids.reshape(-1), minlength=experts)[:experts]) for ids in (a, b)]

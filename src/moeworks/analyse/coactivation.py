@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moeworks.analyse.intervals import document_codes
 from moeworks.trace import RoutingTrace
 
 _CHUNK = 1 << 22  # entries of the membership matrix that are held at a time
+_STRETCHES = 50  # stretches of text that the dispersion is estimated from
+_STRETCH_TOKENS = 64  # with few documents: tokens in a row that stand for one
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,9 @@ class CoactivationTable:
     baseline: np.ndarray
     """float [l, E, E]: (K - 1) N_j / sum_{m != i} N_m, what rate would be if the K - 1 experts beside i were
     drawn by load, whatever i is. Rows sum to K - 1."""
+    dispersion: np.ndarray
+    """float [l]: variance over mean of a pair's counts between documents, pooled over pairs; 1 where tokens
+    choose independently, more where a document keeps to its pairs. At least 1."""
 
     def lift(self) -> np.ndarray:
         """float [l, E, E]: rate / baseline; above 1 a pair meets more often than its loads say."""
@@ -44,7 +50,34 @@ def coactivation(trace: RoutingTrace) -> CoactivationTable:
     partners = off.sum(axis=2) / np.where(tokens > 0, tokens, 1)  # K - 1 where no slot is empty
     baseline = partners[:, :, None] * tokens[:, None, :] / np.where(others > 0, others, 1)
     baseline = baseline * (1 - np.eye(experts))
-    return CoactivationTable(layers, off, rate, baseline)
+    stretches = _stretches(trace)
+    dispersion = [_dispersion(trace.ids(layer), stretches, experts) for layer in layers]
+    return CoactivationTable(layers, off, rate, baseline, np.array(dispersion))
+
+
+def _stretches(trace: RoutingTrace) -> list[np.ndarray]:
+    """Tokens of up to _STRETCHES documents; with few documents, of stretches of a text."""
+    codes, documents = document_codes(trace)
+    if documents < _STRETCHES // 2:
+        codes = np.arange(len(codes)) // _STRETCH_TOKENS
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    parts = np.split(order, starts[1:])
+    chosen = np.linspace(0, len(parts) - 1, min(_STRETCHES, len(parts))).round().astype(int)
+    return [parts[place] for place in chosen]
+
+
+def _dispersion(ids: np.ndarray, stretches: list[np.ndarray], num_experts: int) -> float:
+    """Pearson's statistic of the stretches' pair counts over its degrees of freedom, pooled over pairs."""
+    if len(stretches) < 2:
+        return 1.0
+    counts = np.stack([count_pairs(ids[rows], num_experts) for rows in stretches]).astype(np.float64)
+    counts *= 1 - np.eye(num_experts)
+    lengths = np.array([len(rows) for rows in stretches])[:, None, None]
+    expected = lengths * counts.sum(axis=0) / lengths.sum()
+    total = expected.sum()
+    ratio = np.square(counts - expected).sum() / total if total else 1.0
+    return max(1.0, float(ratio * len(stretches) / (len(stretches) - 1)))
 
 
 def count_pairs(ids: np.ndarray, num_experts: int) -> np.ndarray:

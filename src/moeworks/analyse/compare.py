@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import Interval
 from moeworks.analyse.change import overlap_of_rows
 from moeworks.analyse.consistency import jensen_shannon
+from moeworks.analyse.intervals import Interval
 from moeworks.analyse.load import LoadTable, load_table, relative_load, shares
 from moeworks.trace import ExpertCounts, RoutingTrace
 
@@ -18,7 +18,7 @@ class Comparison:
     layers: tuple[int, ...]
     """In both, ascending; all tables but the loads have a row for each."""
     left_load: LoadTable
-    """Of all layers of the trace; and so on the right."""
+    """Load of all layers of the left trace."""
     right_load: LoadTable
     divergence: np.ndarray | None
     """float [l]: Jensen-Shannon divergence of the loads in bits; None where the numbers of experts

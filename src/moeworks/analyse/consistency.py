@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import (
+from moeworks.analyse.change import common_experts, overlap_share
+from moeworks.analyse.distributions import rank_p_value
+from moeworks.analyse.intervals import (
     Interval,
-    Resampling,
-    bootstrap,
     document_codes,
+    ratio_interval,
     stack_intervals,
     sum_by_document,
 )
-from moeworks.analyse.change import common_experts, overlap_share
 from moeworks.analyse.load import load_entropy, shares
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
@@ -26,13 +26,18 @@ class RepeatTable:
 
     layers: tuple[int, ...]
     repeat_rate: Interval
-    """[l]: mean |E_t ∩ E_{t+1}| / K, with a document-bootstrap interval."""
+    """[l]: mean |E_t ∩ E_{t+1}| / K, with its interval over documents."""
     chance: np.ndarray
     """float [l]: K sum_e load_e^2, the rate when tokens choose by these loads and independently."""
     document_chance: np.ndarray
-    """float [l]: the same inside documents, sum_e N_e (N_e - 1) / (n (n - 1) K) for a document of n tokens,
-    the mean over pairs of neighbours. What repeat_rate has above it is due to being near, not to the
-    topic."""
+    """float [l]: the rate of two different tokens of a document, sum_e N_e (N_e - 1) / (n (n - 1) K) for one
+    of n tokens, the mean over pairs of neighbours. What repeat_rate has above it is due to being near, not to
+    the topic."""
+    near: Interval
+    """One number: repeat_rate - document_chance, the mean over layers, with its interval over documents."""
+    topical: Interval
+    """One number: document_chance minus the rate of two tokens of different documents, the mean over layers,
+    with its interval over documents; NaN for a single document."""
     first_repeat_rate: np.ndarray
     """float [l]: share of tokens whose first expert is that of the token before (Jiang et al. 2024, Mixtral,
     section 5, table 5)."""
@@ -44,7 +49,7 @@ class RepeatTable:
     """float [l]: sum_e N_e / sum_e N_e (1 - N_e / T), the same for independent tokens in one long text."""
 
 
-def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> RepeatTable:
+def repeats(trace: RoutingTrace) -> RepeatTable:
     """Repeat rates against chance and run lengths.
 
     Neighbours are tokens of one sequence at positions that follow each other. Raises ConfigError when there
@@ -52,18 +57,24 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
     """
     tokens = trace.tokens
     follows = following(trace)
-    check(bool(follows.any()), "tokens", trace.num_tokens, "there must be two that follow each other")
+    check(bool(follows.any()), "tokens", trace.num_tokens, "must hold two that follow each other")
     document, documents = document_codes(trace)
     codes = document[1:][follows]
     pairs = sum_by_document(np.ones(len(codes)), codes, documents)
     experts = trace.header.num_experts
     intervals, rows = [], []
+    near, topical = np.zeros((2, documents))
     for layer in trace.header.layers:
         ids = trace.ids(layer)
         before, after = ids[:-1][follows], ids[1:][follows]
-        per_document = [sum_by_document(overlap_share(before, after, experts), codes, documents), pairs]
-        intervals.append(bootstrap(per_document, _ratio, resampling))
-        counts = _counts(ids, experts)
+        shared = sum_by_document(overlap_share(before, after, experts), codes, documents)
+        intervals.append(ratio_interval(shared, pairs))
+        by_document = count_groups(ids, document, documents, experts).astype(np.float64)
+        length = np.bincount(document, minlength=documents)
+        own = _two_of_a_document(by_document, length)
+        near += shared - own * pairs
+        topical += (own - _two_of_different_documents(by_document, length)) * pairs
+        counts = by_document.sum(axis=0)
         k = counts.sum() / max(len(tokens), 1)
         first = shares(_counts(ids[:, :1], experts))
         used = counts / max(len(tokens), 1)
@@ -73,22 +84,42 @@ def repeats(trace: RoutingTrace, resampling: Resampling | None = None) -> Repeat
         rows.append(
             (
                 k * (shares(counts) ** 2).sum(),
-                (_two_of_a_document(ids, document, documents, experts) * pairs).sum() / pairs.sum(),
+                (own * pairs).sum() / pairs.sum(),
                 same_first.mean(),
                 (first**2).sum(),
                 counts.sum() / max(runs, 1),
                 counts.sum() / max((counts * (1 - used)).sum(), 1e-12),
             )
         )
-    return RepeatTable(trace.header.layers, stack_intervals(intervals), *np.array(rows).T)
+    chance, document_chance, *others = np.array(rows).T
+    depth = trace.num_layers
+    return RepeatTable(
+        trace.header.layers,
+        stack_intervals(intervals),
+        chance,
+        document_chance,
+        ratio_interval(near / depth, pairs),
+        ratio_interval(topical / depth, pairs if documents > 1 else np.zeros(documents)),
+        *others,
+    )
 
 
-def _two_of_a_document(ids: np.ndarray, document: np.ndarray, documents: int, num_experts: int) -> np.ndarray:
-    """float [documents]: mean overlap, over K, of two different tokens of a document."""
-    counts = count_groups(ids, document, documents, num_experts).astype(np.float64)
-    length = np.bincount(document, minlength=documents)
+def _two_of_a_document(counts: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """float [documents]: mean overlap, over K, of two different tokens of a document.
+
+    From counts [documents, E] and tokens [documents].
+    """
     k = counts.sum(axis=1) / np.maximum(length, 1)
     together = (counts * (counts - 1)).sum(axis=1) / np.maximum(length * (length - 1), 1)
+    return together / np.where(k > 0, k, 1)
+
+
+def _two_of_different_documents(counts: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """float [documents]: mean overlap, over K, of a token of the document and one of any other."""
+    k = counts.sum(axis=1) / np.maximum(length, 1)
+    elsewhere = counts.sum(axis=0) - counts
+    tokens = length * (length.sum() - length)
+    together = (counts * elsewhere).sum(axis=1) / np.maximum(tokens, 1)
     return together / np.where(k > 0, k, 1)
 
 
@@ -97,10 +128,6 @@ def following(trace: RoutingTrace) -> np.ndarray:
     tokens = trace.tokens
     same = tokens.sequence[1:] == tokens.sequence[:-1]
     return same & (tokens.position[1:] == tokens.position[:-1] + 1)
-
-
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return total / np.maximum(count, 1e-12)
 
 
 def _counts(ids: np.ndarray, num_experts: int) -> np.ndarray:
@@ -165,32 +192,58 @@ class DriftTable:
     """int64 [bins]."""
     divergence: np.ndarray
     """float [l, bins]: Jensen-Shannon divergence (Lin 1991) in bits between the bin's load and that of all
-    other bins; 0 is equal, 1 disjoint. NaN for empty bins and where there is only one."""
+    other bins; 0 is equal, 1 disjoint. NaN where there is only one bin."""
     divergence_null: np.ndarray
-    """float [l, bins]: its mean when the sequences' positions are rotated at random: sampling alone."""
+    """float [l, bins]: its mean when the positions of each sequence are rotated at random: sampling alone."""
+    excess: np.ndarray
+    """float [l, bins]: divergence above divergence_null, in standard deviations of the rotated ones."""
+    p_value: float
+    """Share of the rotations whose largest excess of all layers and bins is as large; NaN for one bin."""
 
 
-def drift(trace: RoutingTrace, *, bins: int = 8, permutations: int = 20, seed: int = 0) -> DriftTable:
-    """Long-context drift in `bins` ranges of positions, each twice as wide as the one before.
+def drift(
+    trace: RoutingTrace, *, bins: int = 8, least: int = 500, rotations: int = 59, seed: int = 0
+) -> DriftTable:
+    """Long-context drift in up to `bins` ranges of positions, each about twice as wide as the one before.
 
-    The null rotates the positions inside each sequence by a random amount, which keeps what neighbours share.
+    Ranges with fewer than `least` tokens are joined with the next. The null rotates the positions inside each
+    sequence by a random amount, which keeps what neighbours share.
     """
     check(bins >= 2, "bins", bins, "must be at least 2")
     tokens, experts = trace.tokens, trace.header.num_experts
-    longest = int(tokens.position.max()) + 1 if len(tokens) else 1
-    edges = np.unique(np.r_[0, np.ceil(longest / 2.0 ** np.arange(bins - 1, -1, -1))].astype(np.int64))
+    edges = _position_edges(tokens.position, bins, least)
     rng = np.random.default_rng(seed)
     actual = _bin(tokens.position, edges)
-    rotated = [_bin(_rotated(tokens.position, tokens.sequence, rng), edges) for _ in range(permutations)]
-    found, null = [], []
-    for layer in trace.header.layers:
+    rotated = [_bin(_rotated(tokens.position, tokens.sequence, rng), edges) for _ in range(rotations)]
+    shape = (trace.num_layers, len(edges) - 1)
+    found, mean, excess = (np.full(shape, np.nan) for _ in range(3))
+    largest = np.full(1 + rotations, -np.inf)
+    for place, layer in enumerate(trace.header.layers):
         ids = trace.ids(layer)
-        tables = [count_groups(ids, places, len(edges) - 1, experts) for places in (actual, *rotated)]
+        tables = [count_groups(ids, places, shape[1], experts) for places in (actual, *rotated)]
         each = np.stack([_against_rest(table) for table in tables])
-        found.append(each[0])
-        null.append(each[1:].mean(axis=0) if permutations else np.full(len(each[0]), np.nan))
-    number = np.bincount(actual, minlength=len(edges) - 1)
-    return DriftTable(trace.header.layers, edges, number, np.stack(found), np.stack(null))
+        # The actual positions are one of the rotations, so that all are treated alike.
+        spread = each.std(axis=0)
+        scaled = (each - each.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        largest = np.fmax(largest, np.fmax.reduce(scaled, axis=1))
+        found[place], excess[place] = each[0], scaled[0]
+        mean[place] = each[1:].mean(axis=0) if rotations else np.nan
+    p_value = rank_p_value(largest[0], largest[1:]) if np.isfinite(largest[0]) else float("nan")
+    number = np.bincount(actual, minlength=shape[1])
+    return DriftTable(trace.header.layers, edges, number, found, mean, excess, p_value)
+
+
+def _position_edges(position: np.ndarray, bins: int, least: int) -> np.ndarray:
+    """int [bins + 1]: ends of the ranges of positions, of which each holds at least `least` tokens."""
+    longest = int(position.max()) + 1 if len(position) else 1
+    wanted = np.unique(np.r_[0, np.ceil(longest / 2.0 ** np.arange(bins - 1, -1, -1))].astype(np.int64))
+    below = np.searchsorted(np.sort(position), wanted)
+    edges, done = [0], 0
+    for edge, number in zip(wanted[1:-1], below[1:-1], strict=True):
+        if number - done >= least and len(position) - number >= least:
+            edges.append(int(edge))
+            done = number
+    return np.array([*edges, longest])
 
 
 def _bin(position: np.ndarray, edges: np.ndarray) -> np.ndarray:

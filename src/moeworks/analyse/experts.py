@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.confidence import normalised
+from moeworks.analyse.confidence import by_weight, normalised
 from moeworks.analyse.consistency import following
 from moeworks.analyse.load import relative_load
 from moeworks.trace import LayerColumns, RoutingTrace
@@ -20,7 +20,8 @@ class ExpertTable:
     load: np.ndarray
     """N_e over the mean of the layer; 1 is the fair share."""
     first: np.ndarray
-    """Share of the expert's tokens whose first choice it is; 1/K where ranks are drawn at random."""
+    """Share of the expert's tokens in which it has the largest weight, or the first slot where the trace has
+    no weights; 1/K where ranks are drawn at random."""
     keeps: np.ndarray
     """P(the next token uses the expert too | this one does), over neighbours inside sequences."""
     weight: np.ndarray | None
@@ -65,7 +66,7 @@ def _of_layer(layer: LayerColumns, experts: int, follows: np.ndarray) -> dict[st
     return {
         "assignments": counts.astype(np.int64),
         "load": relative_load(counts),
-        "first": _over(_sums(ids[:, 0], experts), counts),
+        "first": _over(_sums(np.take_along_axis(ids, by_weight(layer)[:, :1], 1)[:, 0], experts), counts),
         "keeps": _keeps(ids, follows, experts),
         "weight": mean(None if layer.weights is None else normalised(layer.weights)),
         "entropy": mean(relative),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import document_codes
+from moeworks.analyse.distributions import rank_p_value
+from moeworks.analyse.intervals import document_codes
 from moeworks.analyse.specialisation import document_labels, permuted_labels
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
@@ -35,20 +36,24 @@ class InformationTable:
     """I(expert; domain | token id) = H(expert | token id) - H(expert | token id, domain)."""
     domain_given_token_null: np.ndarray | None
     """Its mean with the labels permuted over documents: what rare tokens alone give."""
+    domain_p_value: float
+    """Share of the permutations whose I(expert; domain), the mean over layers, is as large."""
+    domain_given_token_p_value: float | None
+    """Share of the permutations whose I(expert; domain | token id), the mean over layers, is as large."""
 
     def excess(self) -> np.ndarray:
         """float [l]: I(expert; domain) over its null, not below 0."""
         return np.maximum(self.domain - self.domain_null, 0)
 
     def excess_given_token(self) -> np.ndarray:
-        """float [l]: the same given the token id: above 0 the expert knows the domain, not just its words."""
+        """float [l]: I(expert; domain | token id) over its null: what is known beyond the words."""
         check(self.domain_given_token is not None, "tokens.token_id", -1, "must be known for all tokens")
         assert self.domain_given_token is not None
         assert self.domain_given_token_null is not None
         return np.maximum(self.domain_given_token - self.domain_given_token_null, 0)
 
 
-def mutual_information(trace: RoutingTrace, *, permutations: int = 10, seed: int = 0) -> InformationTable:
+def mutual_information(trace: RoutingTrace, *, permutations: int = 19, seed: int = 0) -> InformationTable:
     """Information about the domain, the token id, and the domain given the token id, layer by layer.
 
     The null permutes the labels over whole documents. Raises ConfigError for a document in two domains.
@@ -64,20 +69,29 @@ def mutual_information(trace: RoutingTrace, *, permutations: int = 10, seed: int
         [np.unique(words * labels + domain, return_inverse=True)[1] for domain in domains] if known else []
     )
     rows = []
+    mean_about, mean_beyond = np.zeros((2, 1 + permutations))
     for layer in trace.header.layers:
         ids = trace.ids(layer)
         experts = trace.header.num_experts
         alone = conditional_entropy(ids, np.zeros(len(ids), np.int64), experts)
         about = [alone - conditional_entropy(ids, domain, experts) for domain in domains]
+        mean_about += about
         row = [alone, about[0], float(np.mean(about[1:]))]
         if known:
             by_word = conditional_entropy(ids, words, experts)
             beyond = [by_word - conditional_entropy(ids, pair, experts) for pair in pairs]
+            mean_beyond += beyond
             row += [alone - by_word, beyond[0], float(np.mean(beyond[1:]))]
         rows.append(row)
     columns = list(np.array(rows).T)
     given = columns[3:] if known else [None, None, None]
-    return InformationTable(trace.header.layers, columns[0], columns[1], columns[2], *given)
+    return InformationTable(
+        trace.header.layers,
+        *columns[:3],
+        *given,
+        domain_p_value=rank_p_value(mean_about[0], mean_about[1:]),
+        domain_given_token_p_value=rank_p_value(mean_beyond[0], mean_beyond[1:]) if known else None,
+    )
 
 
 def conditional_entropy(ids: np.ndarray, condition: np.ndarray, num_experts: int) -> float:

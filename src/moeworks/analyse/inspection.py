@@ -27,7 +27,7 @@ class Inspection:
     documents: int
     sequences: int
     findings: tuple[Finding, ...]
-    """Of the validator; a good trace has none."""
+    """Findings of the validator; a good trace has none."""
     analysis: Analysis
     experts: ExpertTable
     neighbours: NeighbourTable
@@ -37,7 +37,7 @@ class Inspection:
     similarity: np.ndarray | None
     """float [l, E, E]: cosine of the experts' weights; None where no model was given."""
     other: TraceHeader | None
-    """Of the trace that it is compared with."""
+    """Header of the trace that it is compared with."""
     comparison: Comparison | None
 
 
@@ -52,14 +52,12 @@ def inspect_trace(
     """Compute all tables.
 
     Args:
-        trace: what is looked at.
+        trace: the trace to look at.
         other: a trace to compare it with.
         similarity: a matrix [E, E] for each layer of the trace (analyse.similarity), which a trace alone does
             not hold.
         min_count: occurrences that a token needs to stand out for an expert.
         progress: called before each table, STEPS times, with what comes next.
-
-    Raises ConfigError for a trace without two tokens that follow each other.
     """
     tell = progress or (lambda _: None)
     tell("validation")

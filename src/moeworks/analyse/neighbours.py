@@ -5,6 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeworks.analyse.coactivation import CoactivationTable
+from moeworks.analyse.distributions import poisson_lower_bound
+
+ERROR = 0.05
+"""Chance that any of all pairs of all layers is listed though it meets no more often than MARGIN says."""
+MARGIN = 1.25
+"""A pair is listed when it surely meets this many times as often as its loads say: drawing uneven experts
+without replacement alone gives pairs up to 1.2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,44 +19,46 @@ class NeighbourTable:
     """Of every layer its strongest pairs, and of every expert its strongest neighbours."""
 
     layers: tuple[int, ...]
-    min_count: int
-    """Pairs that meet in fewer tokens do not take part."""
+    looked_at: int
+    """Number of pairs, of all layers, that the bounds are corrected for (Bonferroni)."""
     order: np.ndarray
     """int [l, E]: experts so that those that meet often stand side by side."""
     edges: tuple[np.ndarray, ...]
-    """int [edges, 2] for each layer: pairs i < j with lift above 1, the strongest first."""
+    """int [edges, 2] for each layer: pairs i < j whose bound is above MARGIN, the largest bound first."""
     lifts: tuple[np.ndarray, ...]
     """float [edges] for each layer: N_ij over what the loads alone give, the mean of both directions'
     baselines."""
+    bounds: tuple[np.ndarray, ...]
+    """float [edges] for each layer: lower bound of the lift, which holds for all pairs together. Counts are
+    taken as Poisson's, as much more variable as documents show (CoactivationTable.dispersion)."""
     counts: tuple[np.ndarray, ...]
     """int64 [edges] for each layer: N_ij."""
     expected: tuple[np.ndarray, ...]
     """float [edges] for each layer: N_ij by the loads alone."""
     nearest: np.ndarray
-    """int [l, E, n]: the neighbours with the largest lift, -1 where there are fewer."""
+    """int [l, E, n]: the partners in the listed pairs, the largest bound first; -1 where there are fewer."""
     nearest_lift: np.ndarray
-    """float [l, E, n]."""
+    """float [l, E, n]: the lifts of those pairs, 0 where there are fewer."""
 
 
-def neighbours(
-    table: CoactivationTable, *, edges: int | None = None, nearest: int = 5, min_count: int = 20
-) -> NeighbourTable:
+def neighbours(table: CoactivationTable, *, edges: int | None = None, nearest: int = 5) -> NeighbourTable:
     """The strongest `edges` pairs of each layer (None: as many as experts), and `nearest` of each expert.
 
     A pair's expected count is symmetric: the mean of N_i baseline_ij and N_j baseline_ji.
     """
-    experts = table.pairs.shape[1]
+    layers, experts = table.pairs.shape[:2]
     limit = experts if edges is None else edges
-    rows = [_of_layer(table, place, limit, nearest, min_count) for place in range(len(table.layers))]
-    order, pairs, lifts, counts, expected, near, near_lift = zip(*rows, strict=True)
+    looked_at = layers * experts * (experts - 1) // 2
+    rows = [_of_layer(table, place, limit, nearest, looked_at) for place in range(layers)]
+    order, pairs, lifts, bounds, counts, expected, near, near_lift = zip(*rows, strict=True)
     return NeighbourTable(
-        table.layers, min_count, np.stack(order), pairs, lifts, counts, expected,
+        table.layers, looked_at, np.stack(order), pairs, lifts, bounds, counts, expected,
         np.stack(near), np.stack(near_lift),
     )  # fmt: skip
 
 
 def _of_layer(
-    table: CoactivationTable, place: int, limit: int, nearest: int, min_count: int
+    table: CoactivationTable, place: int, limit: int, nearest: int, looked_at: int
 ) -> tuple[np.ndarray, ...]:
     pairs, rate, baseline = table.pairs[place], table.rate[place], table.baseline[place]
     experts = len(pairs)
@@ -58,15 +67,21 @@ def _of_layer(
     uses = pairs.sum(axis=1) / np.where(partners > 0, partners, 1)
     one_way = uses[:, None] * baseline
     expected = (one_way + one_way.T) / 2
-    lift = np.where((pairs >= min_count) & (expected > 0), pairs / np.where(expected > 0, expected, 1), 0)
+    dispersion = table.dispersion[place]
+    least = dispersion * poisson_lower_bound(pairs / dispersion, ERROR / max(looked_at, 1))
+    present = np.where(expected > 0, expected, np.inf)
+    bound = least / present
+    listed = bound > MARGIN
+    lift, bound = np.where(listed, pairs / present, 0), np.where(listed, bound, 0)
     i, j = np.triu_indices(experts, 1)
-    best = np.argsort(-lift[i, j], kind="stable")[:limit]
-    best = best[lift[i, j][best] > 1]
-    near = np.argsort(-lift, axis=1, kind="stable")[:, :nearest]
+    best = np.argsort(-bound[i, j], kind="stable")[:limit]
+    best = best[listed[i, j][best]]
+    i, j = i[best], j[best]
+    near = np.argsort(-bound, axis=1, kind="stable")[:, :nearest]
     near_lift = np.take_along_axis(lift, near, 1)
     return (
-        spectral_order(lift), np.stack([i[best], j[best]], axis=1), lift[i, j][best], pairs[i, j][best],
-        expected[i, j][best], np.where(near_lift > 0, near, -1), near_lift,
+        spectral_order(lift), np.stack([i, j], axis=1), lift[i, j], bound[i, j], pairs[i, j], expected[i, j],
+        np.where(near_lift > 0, near, -1), near_lift,
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Some texts of a trace with the routing of each of their tokens: what a report can show token by token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeworks.analyse.confidence import normalised
+from moeworks.analyse.confidence import by_weight, normalised
 from moeworks.errors import check
 from moeworks.trace import LayerColumns, RoutingTrace
 
@@ -19,15 +19,16 @@ class TextSample:
     sequences: np.ndarray
     """int [texts]: the number of the sequence it is cut from."""
     domains: tuple[str, ...]
-    """Of each text."""
+    """Domain of each text."""
     token_ids: np.ndarray
     """int [t], -1 where it is not known."""
     positions: np.ndarray
     """int [t]."""
     ids: np.ndarray
-    """int [l, t, K]; the number of experts marks an empty slot."""
+    """int [l, t, K], by falling weight where weights are recorded; the number of experts marks an empty
+    slot."""
     weights: np.ndarray | None
-    """float [l, t, K]: shares of the weights, which sum to 1."""
+    """float [l, t, K]: shares of the weights, which sum to 1, in the same order."""
     entropy: np.ndarray | None
     """float [l, t]: over log E."""
     margin: np.ndarray | None
@@ -60,7 +61,7 @@ def sample_texts(
     size = np.minimum(np.diff(np.r_[first, len(tokens)]), length)
     chosen = _in_turn(tokens.domain[first], size, min(texts, max(room // length, 1)), seed)
     rows = np.concatenate([np.arange(first[i], first[i] + size[i]) for i in chosen])
-    layers = [trace.layer(number).take(rows) for number in header.layers]
+    layers = [_in_order(trace.layer(number).take(rows)) for number in header.layers]
     spare = min(runners_up, header.num_experts - header.top_k)
     behind = [_runners_up(layer, spare) for layer in layers] if "logits" in header.fields and spare else None
     scale = np.log(max(header.num_experts, 2))
@@ -78,6 +79,15 @@ def sample_texts(
         runners_up=None if behind is None else np.stack([part[0] for part in behind]),
         behind=None if behind is None else np.stack([part[1] for part in behind]),
     )
+
+
+def _in_order(layer: LayerColumns) -> LayerColumns:
+    """The slots of each token by falling weight."""
+    if layer.weights is None:
+        return layer
+    order = by_weight(layer)
+    ids, weights = (np.take_along_axis(values, order, 1) for values in (layer.ids, layer.weights))
+    return replace(layer, ids=ids, weights=weights)
 
 
 def _in_turn(domain: np.ndarray, size: np.ndarray, number: int, seed: int) -> np.ndarray:

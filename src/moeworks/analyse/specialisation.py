@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import Interval, Resampling, bootstrap, document_codes
+from moeworks.analyse.distributions import rank_p_value
+from moeworks.analyse.intervals import Interval, document_codes, ratio_interval
 from moeworks.errors import check
 from moeworks.trace import RoutingTrace
 from moeworks.trace.counts import count_groups
@@ -22,9 +23,17 @@ class DomainTable:
     """float [l, E, D]: N_{i,D} / N_D, the share of the domain's tokens that expert i works on (OLMoE,
     Muennighoff et al. 2024, section 4.3). Sums to K over experts; uniform is K/E."""
     null_low: np.ndarray
-    """float [l, E, D]: the lower end of the band when the labels are permuted over documents."""
+    """float [l, E, D]: the lower end of the band that 95 % of label permutations over documents lie in. It is
+    that of one cell: of many cells one in twenty lies outside by chance."""
     null_high: np.ndarray
     """float [l, E, D]: its upper end."""
+    outside_p_value: float
+    """Share of the permutations with as many cells outside the band: whether domains matter at all. Cells
+    and layers depend on each other as in the trace."""
+    excess: np.ndarray
+    """float [l, E, D]: specialisation above its mean over permutations, in their standard deviations."""
+    excess_limit: float
+    """What 5 % of the permutations exceed somewhere: a cell beyond it, above or below, is no chance find."""
     token_only: np.ndarray | None
     """float [l, E, D]: what a router gives that knows nothing but the token id: sum_x N_{x,D}/N_D p(i|x),
     with p(i|x) from all domains. None where token ids are not known."""
@@ -34,8 +43,12 @@ class DomainTable:
         return self.beyond().sum((1, 2))
 
     def beyond(self) -> np.ndarray:
-        """bool [l, E, D]: whether a cell is outside the null band."""
+        """bool [l, E, D]: whether a cell is outside its own null band."""
         return (self.specialisation < self.null_low) | (self.specialisation > self.null_high)
+
+    def preferred(self) -> np.ndarray:
+        """bool [l, E, D]: whether the expert prefers the domain beyond what chance gives any of all cells."""
+        return self.excess > self.excess_limit
 
     def preference(self) -> np.ndarray:
         """float [l, E, D]: specialisation over the expert's share of all tokens; 1 is no preference.
@@ -49,12 +62,13 @@ class DomainTable:
 
 
 def domain_specialisation(
-    trace: RoutingTrace, *, permutations: int = 200, level: float = 0.95, seed: int = 0
+    trace: RoutingTrace, *, permutations: int = 199, level: float = 0.95, seed: int = 0
 ) -> DomainTable:
     """Specialisation with two nulls: labels permuted over documents, and the token-id-only router.
 
     Whole documents change labels, so that each domain keeps its number of documents and the tokens of a
-    document stay together. Raises ConfigError when the trace has a document in two domains.
+    document stay together. The same permutations serve all layers. Raises ConfigError when the trace has a
+    document in two domains.
     """
     tokens, experts = trace.tokens, trace.header.num_experts
     codes, documents = document_codes(trace)
@@ -64,14 +78,22 @@ def domain_specialisation(
     orders = permuted_labels(places, permutations, seed)
     lengths = np.bincount(codes, minlength=documents)
     known = bool((tokens.token_id >= 0).all()) and len(tokens) > 0
-    found, low, high, only = [], [], [], []
+    found, low, high, only, excess = [], [], [], [], []
+    outside, largest = np.zeros((2, 1 + permutations))
     for layer in trace.header.layers:
         ids = trace.ids(layer)
         counts = count_groups(ids, codes, documents, experts)
-        found.append(_by_label(counts, lengths, places, len(used)))
-        drawn = np.stack([_by_label(counts, lengths, order, len(used)) for order in orders])
-        low.append(np.quantile(drawn, (1 - level) / 2, axis=0))
-        high.append(np.quantile(drawn, (1 + level) / 2, axis=0))
+        # The actual labels are one of the permutations, so that all are treated alike.
+        each = np.stack([_by_label(counts, lengths, order, len(used)) for order in (places, *orders)])
+        found.append(each[0])
+        low.append(np.quantile(each, (1 - level) / 2, axis=0))
+        high.append(np.quantile(each, (1 + level) / 2, axis=0))
+        outside += ((each < low[-1]) | (each > high[-1])).sum(axis=(1, 2))
+        spread = each.std(axis=0)
+        # Domains of one document have few different permutations, and rounding is no spread.
+        scaled = np.where(spread > 1e-9, (each - each.mean(axis=0)) / np.maximum(spread, 1e-9), 0)
+        largest = np.maximum(largest, np.abs(scaled).max(axis=(1, 2)))
+        excess.append(scaled[0])
         if known:
             only.append(_token_only(ids, tokens.token_id, places[codes], len(used), experts))
     return DomainTable(
@@ -81,13 +103,14 @@ def domain_specialisation(
         specialisation=np.stack(found),
         null_low=np.stack(low),
         null_high=np.stack(high),
+        outside_p_value=rank_p_value(float(outside[0]), outside[1:]),
+        excess=np.stack(excess),
+        excess_limit=float(np.quantile(largest, level, method="higher")),
         token_only=np.stack(only) if known else None,
     )
 
 
-def bootstrap_specialisation(
-    trace: RoutingTrace, layer: int, resampling: Resampling | None = None
-) -> Interval:
+def specialisation_interval(trace: RoutingTrace, layer: int) -> Interval:
     """The interval [E, D] of a layer's domain specialisation, over documents; D as in DomainTable.
 
     It says how exactly a share is known; whether it differs from the other domains' is what the null band
@@ -99,9 +122,8 @@ def bootstrap_specialisation(
     belongs = label[:, None] == used  # [documents, D]
     counts = count_groups(trace.ids(layer), codes, documents, trace.header.num_experts)
     lengths = np.bincount(codes, minlength=documents)
-    per_document = [counts[:, :, None] * belongs[:, None, :], lengths[:, None, None] * belongs[:, None, :]]
-    # A domain that no drawn document has is left at 0.
-    return bootstrap(per_document, lambda total, count: total / np.maximum(count, 1), resampling)
+    tokens = lengths[:, None, None] * belongs[:, None, :]
+    return ratio_interval(counts[:, :, None] * belongs[:, None, :], tokens)
 
 
 def document_labels(trace: RoutingTrace, codes: np.ndarray, documents: int) -> np.ndarray:

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moeworks.analyse.distributions import poisson_lower_bound
 from moeworks.analyse.specialisation import vocabulary_specialisation
 from moeworks.trace import RoutingTrace
+
+ERROR = 0.05
+"""Chance that any token of all experts and layers is listed though it comes no more often than others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +20,8 @@ class TopTokenTable:
     min_count: int
     """Rarer tokens do not take part: one that is seen once always has a share of 1."""
     token_ids: np.ndarray
-    """int [l, E, n]: -1 where fewer tokens lie above the null."""
+    """int [l, E, n]: -1 where fewer tokens surely come more often than the expert's share of all tokens says
+    (their count as Poisson's, corrected for all tokens, experts and layers)."""
     counts: np.ndarray
     """int64 [l, E, n]: how often the token occurs."""
     shares: np.ndarray
@@ -48,7 +53,11 @@ def _of_layer(trace: RoutingTrace, layer: int, number: int, min_count: int) -> t
         best = np.argpartition(-z, found - 1, axis=0)[:found]
         best = np.take_along_axis(best, np.argsort(-np.take_along_axis(z, best, 0), axis=0, kind="stable"), 0)
         scores[:, :found] = np.take_along_axis(z, best, 0).T
-        above = scores[:, :found] > 0
+        least = poisson_lower_bound(
+            table.counts[:, None] * table.specialisation, ERROR / (z.size * trace.num_layers)
+        )
+        surely = least > table.counts[:, None] * table.null_mean
+        above = np.take_along_axis(surely, best, 0).T
         ids[:, :found] = np.where(above, table.token_ids[best.T], -1)
         counts[:, :found] = np.where(above, table.counts[best.T], 0)
         shares[:, :found] = np.where(above, np.take_along_axis(table.specialisation, best, 0).T, 0)

@@ -1,12 +1,13 @@
 """What a lab found: the content of results.json, and all that its report is drawn from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeworks.config.codec import from_dict, to_dict
-from moeworks.errors import DataError
+from moeworks.errors import DataError, check
 from moeworks.files import write_atomically
 from moeworks.labs.curves import bits_figure
 from moeworks.labs.figures import Figure
@@ -113,7 +114,11 @@ def read_summary(folder: Path) -> LabSummary:
     path = folder / "results.json"
     path = path if path.is_file() else folder / "results-quick.json"
     try:
-        return from_dict(LabSummary, json.loads(path.read_bytes()))
+        summary = from_dict(LabSummary, json.loads(path.read_bytes()))
+        for figure in summary.figures:  # keys name files and elements of the page
+            legal = re.fullmatch("[a-z0-9_-]+", figure.key) is not None
+            check(legal, "figures.key", figure.key, "must consist of a-z, 0-9, _ and -")
+        return summary
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no results; run the lab first: moeworks lab run {folder.name}") from error
     except (OSError, ValueError) as error:

@@ -13,6 +13,11 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def inert(text: str) -> str:
+    """`text` as plotly draws it letter by letter: neither its pseudo-HTML nor a placeholder of a template."""
+    return html.escape(text, quote=False).replace("%{", "%\u200b{")
+
+
 @dataclass(frozen=True)
 class Panel:
     """A figure with its words. `key` names it in the page; `alt` is its text alternative."""

@@ -1,9 +1,9 @@
 """A lab's table and judgement in words, for the page, for Markdown and for the terminal."""
 
+from moeworks.analyse.verdicts.words import short_number
 from moeworks.labs.intervals import Estimate
 from moeworks.labs.judging import Evidence, Verdict
 from moeworks.labs.summary import ArmRow, LabSummary
-from moeworks.report.words import short_number
 
 _WIDE = ("what it is", "parameters", "active", "tokens")
 

@@ -1,5 +1,6 @@
 """Figures of lines: what the curves of a run and the figures of a trace share."""
 
+import html
 from typing import Any
 
 from moeworks.report.theme import Figure
@@ -45,6 +46,7 @@ def describe_figure(figure: Figure, place: str = "step") -> str:
         points = [(x, y) for x, y in zip(line["x"], line["y"], strict=True) if y is not None]
         if points:
             (x0, y0), (x1, y1) = points[0], points[-1]
-            parts.append(f"{line['name']}: from {y0:.4g} at {place} {x0} to {y1:.4g} at {place} {x1}")
+            name = html.unescape(line["name"])  # names are escaped for plotly
+            parts.append(f"{name}: from {y0:.4g} at {place} {x0} to {y1:.4g} at {place} {x1}")
     left_out = len(figure["data"]) - MAX_LEGEND
     return "; ".join(parts) + (f"; and {left_out} more lines" if left_out > 0 else "")

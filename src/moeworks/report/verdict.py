@@ -1,13 +1,11 @@
-"""Findings in words, as every page shows them."""
+"""Verdicts as every page shows them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from moeworks.analyse.verdicts import Level, Verdict
 from moeworks.report.fragments import escape
 from moeworks.report.table import plain_markdown
 
-Level = Literal["good", "look", "problem", "note"]
 LEVELS: dict[Level, tuple[str, str]] = {
     "good": ("✓", "Good"),
     "look": ("!", "Look"),
@@ -17,18 +15,8 @@ LEVELS: dict[Level, tuple[str, str]] = {
 """The sign and the word of each level: colour is never the only mark."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One finding. `rule` says how it was judged, `advice` what it likely means and what to do about it."""
-
-    level: Level
-    text: str
-    rule: str
-    advice: str = ""
-
-
 def verdict_list(verdicts: Sequence[Verdict]) -> str:
-    """The findings as an HTML list; empty where there is none."""
+    """The verdicts as an HTML list; empty where there is none."""
     items = []
     for verdict in verdicts:
         sign, word = LEVELS[verdict.level]
@@ -40,7 +28,7 @@ def verdict_list(verdicts: Sequence[Verdict]) -> str:
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> str:
-    """The findings as a list in Markdown."""
+    """The verdicts as a list in Markdown."""
     words = [" ".join(filter(None, (one.text, one.advice, f"({one.rule})"))) for one in verdicts]
     return "".join(
         f"- **{LEVELS[one.level][1]}:** {plain_markdown(text)}\n"

@@ -1,4 +1,4 @@
-"""Traces made up: with a chosen skew of load and stickiness along the text, to hold real ones against."""
+"""Synthetic traces with a chosen skew of load and stickiness along the text, to compare real ones with."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def synthetic_trace(
         skew: the chance of an expert is proportional to rank^-skew (Zipf); ranks are shuffled in every layer.
         stickiness: the chance that a token takes all experts of the token before it.
         sequence_length: tokens of a sequence; the last one is shorter.
-        seed: of all draws.
+        seed: random seed of all draws.
 
     Raises ConfigError for values out of range.
     """

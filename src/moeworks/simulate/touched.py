@@ -18,9 +18,9 @@ class TouchedTable:
     distinct: np.ndarray
     """float [l, n]: mean over samples; NaN where the trace has not that many together."""
     by_load: np.ndarray
-    """float [l, n]: of independent tokens with this load, sum_e 1 - (1 - N_e/T)^B."""
+    """float [l, n]: distinct experts of independent tokens with this load, sum_e 1 - (1 - N_e/T)^B."""
     uniform: np.ndarray
-    """float [n]: of independent tokens and even load, E (1 - (1 - K/E)^B)."""
+    """float [n]: distinct experts of independent tokens and even load, E (1 - (1 - K/E)^B)."""
 
 
 def batch_experts(
@@ -92,7 +92,7 @@ class SpeculationTable:
 
     drafts: tuple[int, ...]
     touched: TouchedTable
-    """Of windows of g + 1 tokens."""
+    """Distinct experts of windows of g + 1 tokens."""
     accepted: np.ndarray
     """float [n]: tokens that one verification yields."""
     cost: np.ndarray

@@ -37,10 +37,12 @@ def validate_trace(trace: RoutingTrace) -> list[Finding]:
     """
     findings = list(_token_findings(trace.tokens))
     previous: np.ndarray | None = None
+    # Where every token has all experts, equal rows and equal layers are what a good recording holds.
+    whole = trace.header.top_k == trace.header.num_experts and not trace.header.empty_slots
     for number in trace.header.layers:
         layer = trace.layer(number)
         findings += _layer_findings(number, layer, trace.header)
-        if previous is not None and len(previous) and np.array_equal(previous, layer.ids):
+        if previous is not None and len(previous) and not whole and np.array_equal(previous, layer.ids):
             text = f"layer {number} is equal to the layer before it in every token: one was written twice"
             findings.append(Finding("copied-layer", number, len(previous), text))
         previous = layer.ids
@@ -86,13 +88,14 @@ def _layer_findings(number: int, layer: LayerColumns, header: TraceHeader) -> It
     if gaps.any():
         text = "an empty slot before a filled one: empty slots come last"
         yield Finding("gap", number, int(gaps.sum()), text)
-    constant = (ids == ids[:, :1]).all(axis=1) & filled.any(axis=1)
+    whole = header.top_k == num_experts and not header.empty_slots
+    constant = (ids == ids[:, :1]).all(axis=1) & filled.any(axis=1) & (num_experts > 1)
     # With one expert a token, only a whole layer of zeros tells filler from a choice.
     filler = constant if ids.shape[1] > 1 else constant & (len(ids) > 1) & (ids == 0).all()
     if filler.any():
         text = "the same id in every slot: filler of a dense layer, of padding, or of a token never computed"
         yield Finding("filler", number, int(filler.sum()), text)
-    elif len(ids) > 1 and (ids == ids[:1]).all():
+    elif len(ids) > 1 and not whole and (ids == ids[:1]).all():
         text = "every token has the same experts: filler, or a dead router"
         yield Finding("filler", number, len(ids), text)
     ordered = np.sort(ids, axis=1)

@@ -9,7 +9,9 @@ from moeworks.config import AlarmConfig, RunConfig
 from moeworks.config.codec import from_dict, to_dict
 from moeworks.errors import DataError
 from moeworks.report.run.alarms import alarm_section, episodes
+from moeworks.report.run.markdown import run_markdown
 from moeworks.report.run.page import build_page
+from moeworks.report.run.records import run_json
 from moeworks.report.run.run_data import AlarmRecord, read_run
 
 
@@ -78,3 +80,14 @@ def test_a_damaged_line(run_with):
         read_run(run_with({k: v for k, v in LINE.items() if k != "knob"}))
     with pytest.raises(DataError, match="layers"):
         read_run(run_with(LINE | {"layers": 3}))
+
+
+def test_alarms_are_in_json_and_markdown(run_with, moe_run):
+    assert "No alarm was raised" in run_markdown(read_run(moe_run))
+    run = read_run(run_with(LINE))
+    (alarm,) = json.loads(run_json(run))["alarms"]
+    assert (alarm["alarm"], alarm["raised"], alarm["knob"]) == (
+        "domain_starvation", True, "set balance.sequence_coef",
+    )  # fmt: skip
+    assert "**Alarms**" in run_markdown(run)
+    assert "domain starvation" in run_markdown(run)

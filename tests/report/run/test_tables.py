@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moeworks.analyse.verdicts.words import short_number
 from moeworks.config.count import count_parameters
 from moeworks.report.run import tables
 from moeworks.report.run.heat_maps import LoadWindow, load_windows
 from moeworks.report.run.run_data import RunData, read_run
-from moeworks.report.words import short_number
 
 RunMaker = Callable[..., Path]
 

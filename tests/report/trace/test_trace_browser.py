@@ -1,5 +1,6 @@
 """The page of a trace in a real browser, headless and without a network."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -122,4 +123,48 @@ def test_tokens_with_fewer_experts(browser, tmp_path) -> None:
         assert lists.nth(0).locator("li").count() == choices
         assert lists.count() == (2 if runners_up else 1)
     assert "no expert works on this token" in page.locator("#token-detail").text_content()
+    assert page.said == []
+
+
+def test_writing_from_right_to_left_reorders_no_other_token(browser, tmp_path) -> None:
+    """An override in a token, and names of files that plotly would read as markup or placeholders."""
+    words = ["a", "\u202eb", "\u05d0\u05d1", "\x07c", "d"]
+    pieces = Pieces(tokenizers.Tokenizer(tokenizers.models.BPE({w: i for i, w in enumerate(words)}, [])))
+    trace, other = random_trace(tokens=400), random_trace(1, tokens=400)
+    name = 'a%{x}<a href="https:evil">c</a>'
+    subject = Subject(inspect_trace(trace, other=other), name, pieces, name + "2")
+    (tmp_path / "t.html").write_bytes(trace_report(subject))
+    page = opened(browser, tmp_path / "t.html")
+    tokens = page.locator("#text-body .token")
+    text = "".join(tokens.all_text_contents())
+    assert "\u202e" not in text and "\x07" not in text
+    assert "<U+202E>b" in text and "<U+0007>c" in text
+    assert tokens.first.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
+    # Boxes of a line follow each other from left to right, in the order of the text.
+    boxes = [tokens.nth(i).bounding_box() for i in range(12)]
+    lines = [(a, b) for a, b in itertools.pairwise(boxes) if abs(a["y"] - b["y"]) < 2]
+    assert all(a["x"] < b["x"] for a, b in lines)
+    assert page.locator(".plot a").count() == 0
+    assert name.replace("%{", "%\u200b{") in page.locator("#both-max-vio .legend").first.text_content()
+    assert page.said == []
+
+
+def test_a_trace_of_single_tokens_and_of_idle_layers_has_a_page(browser, tmp_path) -> None:
+    header = TraceHeader(
+        num_experts=4, top_k=2, layers=(0, 1), fields=("weights", "entropy", "margin"), empty_slots=True
+    )
+    used, idle = np.array([[0, 1], [2, 4]] * 15, np.uint8), np.full((30, 2), 4, np.uint8)
+    half = np.full(30, 0.5, np.float16)
+    columns = tuple(
+        LayerColumns(ids, weights=(ids < 4).astype(np.float16), entropy=half, margin=half)
+        for ids in (used, idle)
+    )
+    trace = RoutingTrace.from_blocks(header, [TraceBlock(token_columns(30, sequence=np.arange(30)), columns)])
+    subject = Subject(inspect_trace(trace), "t")
+    for kind in ("md", "json", "png", "html"):
+        (tmp_path / f"t.{kind}").write_bytes(trace_report(subject, kind))
+    page = opened(browser, tmp_path / "t.html")
+    assert "layer 1 chose no expert" in page.locator("body").text_content().replace("Layer", "layer")
+    assert "No token follows another" in page.locator("body").text_content()
+    assert "every token visits up to 2 of 4 experts" in page.locator("body").text_content()
     assert page.said == []

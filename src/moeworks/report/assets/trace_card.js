@@ -80,7 +80,7 @@
       .map(([other, value]) => element("li", {}, expertButton(layer, other), ` ${name(value)}`));
     const together = row(near.ids.row(layer, expert), near.lift.row(layer, expert), (v) => `${short(v)} × as often as by load`);
     const list = (items, none) => items.length ? element("ul", {}, ...items) : element("p", { class: "about" }, none);
-    const parts = [block("Chosen together with", list(together, `No pair of ${trace.graph.minCount} tokens.`))];
+    const parts = [block("Chosen together with", list(together, "No expert surely more often than by load."))];
     if (alike) {
       const like = row(alike.ids.row(layer, expert), alike.cosine.row(layer, expert), (v) => `cosine ${v.toFixed(3)}`);
       parts.push(block("Most alike by weights", list(like, "No other expert.")));

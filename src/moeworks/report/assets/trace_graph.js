@@ -26,13 +26,13 @@
     return found;
   }
 
-  function edge([i, j, lift, number], at, most) {
+  function edge([i, j, lift, bound, number], at, most) {
     const [a, b] = [at.get(i), at.get(j)];
     const strength = Math.log(lift) / Math.log(Math.max(most, 1.01));
     const path = `M${a.x.toFixed(1)} ${a.y.toFixed(1)}Q${SIZE / 2} ${SIZE / 2} ${b.x.toFixed(1)} ${b.y.toFixed(1)}`;
     return svg("path", { d: path, class: "edge", "stroke-width": (0.8 + 4 * strength).toFixed(2),
       "stroke-opacity": (0.25 + 0.7 * strength).toFixed(2) },
-    svg("title", {}, `experts ${i} and ${j}: ${short(lift)} × as often as by load, ${count(number)} tokens`));
+    svg("title", {}, `experts ${i} and ${j}: ${short(lift)} × as often as by load (surely ${short(bound)}), ${count(number)} tokens`));
   }
 
   function node(expert, { x, y, angle }, layer) {
@@ -61,12 +61,12 @@
     drawing.replaceChildren(svg("svg", { viewBox: `0 0 ${SIZE} ${SIZE}`, role: "img", "aria-label": label },
       svg("g", {}, ...edges.toReversed().map((one) => edge(one, at, most))),
       svg("g", {}, ...[...at].map(([expert, place]) => node(expert, place, layer)))));
-    const rows = edges.slice(0, 30).map(([i, j, lift, number, expected]) => [
-      element("span", {}, expertButton(layer, i), " and ", expertButton(layer, j)), short(lift), count(number), short(expected),
+    const rows = edges.slice(0, 30).map(([i, j, lift, bound, number, expected]) => [
+      element("span", {}, expertButton(layer, i), " and ", expertButton(layer, j)), short(lift), short(bound), count(number), short(expected),
     ]);
     list.replaceChildren(rows.length
-      ? table(`Pairs of ${layerName(layer)}`, ["experts", "lift", "tokens", "by load"], rows)
-      : element("p", { class: "about" }, "No pair meets more often than its loads say."));
+      ? table(`Pairs of ${layerName(layer)}`, ["experts", "lift", "surely", "tokens", "by load"], rows)
+      : element("p", { class: "about" }, "No pair surely meets more often than its loads say."));
   }
 
   let layer = state.layer;

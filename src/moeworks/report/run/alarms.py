@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moeworks.report.fragments import escape, section, table
 from moeworks.report.run.run_data import AlarmRecord, RunData
+from moeworks.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,34 @@ def episodes(alarms: tuple[AlarmRecord, ...]) -> list[Episode]:
     return found
 
 
-def alarm_section(run: RunData) -> str:
-    """A row per alarm, or one sentence where there was none; nothing for dense models."""
-    if not run.moe_layers or not run.train:
+HEADER = ("Alarm", "From step", "To step", "Layers", "What", "Likely cause", "What to do")
+
+
+def alarm_table(run: RunData) -> Table | None:
+    """A row for each alarm; None where there was none."""
+    if not run.alarms:
+        return None
+    return Table("Alarms", HEADER, [_row(episode) for episode in episodes(run.alarms)])
+
+
+def no_alarms(run: RunData) -> str:
+    """Why there is no alarm, in a sentence; nothing for dense models and where there were alarms."""
+    if not run.moe_layers or not run.train or run.alarms:
         return ""
     if not run.config.alarms.enabled:
-        return section("alarms", "Alarms", "", _sentence("Alarms were off in this run (alarms.enabled)."))
-    if not run.alarms:
-        text = (
-            "No alarm was raised: no layer collapsed onto few experts, no experts died, router logits and"
-            " biases stayed in bounds, and no domain was confined to few experts."
-        )
-        return section("alarms", "Alarms", "", _sentence(text))
-    header = ("Alarm", "From step", "To step", "Layers", "What", "Likely cause", "What to do")
+        return "Alarms were off in this run (alarms.enabled)."
+    return (
+        "No alarm was raised: no layer collapsed onto few experts, no experts died, router logits and"
+        " biases stayed in bounds, and no domain was confined to few experts."
+    )
+
+
+def alarm_section(run: RunData) -> str:
+    """A row per alarm, or one sentence where there was none; nothing for dense models."""
+    if (sentence := no_alarms(run)) or not run.alarms:
+        return section("alarms", "Alarms", "", f"<p>{escape(sentence)}</p>") if sentence else ""
     intro = "Raised while the run went on. The configuration below explains the thresholds, under alarms."
-    rows = table("Alarms", header, (_row(e) for e in episodes(run.alarms)), numbers=(1, 2))
+    rows = table("Alarms", HEADER, (_row(e) for e in episodes(run.alarms)), numbers=(1, 2))
     return section("alarms", "Alarms", intro, f'<div class="card wide">{rows}</div>')
 
 
@@ -63,7 +77,3 @@ def _row(episode: Episode) -> tuple[object, ...]:
         raised.cause,
         raised.knob,
     )
-
-
-def _sentence(text: str) -> str:
-    return f"<p>{escape(text)}</p>"

@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from moeworks.analyse.verdicts.words import finite
+from moeworks.report.fragments import inert
 from moeworks.report.lines import axis, line_figure
 from moeworks.report.run.names import layer_names
 from moeworks.report.run.run_data import EvalRecord, RunData, TrainRecord
 from moeworks.report.theme import Figure, depth_colors
-from moeworks.report.words import finite
 
 MAX_POINTS = 20_000
 """Points of one figure: a long run's curves are thinned so that the page stays small."""
@@ -93,7 +94,7 @@ def draw_balance(run: RunData) -> Figure:
     records = thin(run.train, MAX_POINTS // max(len(names), 1))
     lines = []
     for name in names:
-        label = BALANCE_NAMES.get(name, name.replace("_", " "))
+        label = inert(BALANCE_NAMES.get(name, name.replace("_", " ")))
         style = {"yaxis": "y2", "line": {"width": 2, "dash": "dot"}} if name == "z" else {}
         line = _line(label, records, lambda r, name=name: r.balance.get(name, float("nan")), **style)
         lines.append(line | {"hovertemplate": f"Step %{{x:,}}<br>{label}: %{{y:.3f}}<extra></extra>"})

@@ -1,17 +1,17 @@
 """Heat maps of expert load: layer x expert over training, and domain x expert layer by layer."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moeworks.analyse.load import relative_load
+from moeworks.analyse.verdicts.words import percent, span
+from moeworks.report.fragments import inert
 from moeworks.report.heat_map import colorbar, heat_map, row_height, rows
 from moeworks.report.run.names import expert_names, layer_names
 from moeworks.report.run.run_data import RunData
 from moeworks.report.theme import SATURATION, Figure
-from moeworks.report.words import percent, span
 
 MAX_FRAMES = 60
 """Positions of the slider over training."""
@@ -111,7 +111,7 @@ def draw_domains(run: RunData, domains: Sequence[str], shares: np.ndarray) -> Fi
     texts = ["0", *(percent(n * uniform) for n in (1, 2)), f"{percent(3 * uniform)} +"]
     return heat_map(
         expert_names(run, shares.shape[-1]),
-        [html.escape(name, quote=False) for name in domains],
+        [inert(name) for name in domains],
         frames,
         frames[0],
         150 + len(domains) * row_height(len(domains)),

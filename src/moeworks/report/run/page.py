@@ -1,5 +1,6 @@
 """The page: everything about a run in one HTML file that needs nothing else, not even a network."""
 
+from moeworks.analyse.verdicts.words import plural
 from moeworks.report.fragments import Panel, card, details, escape, grid, section
 from moeworks.report.run import tables
 from moeworks.report.run.alarms import alarm_section
@@ -16,7 +17,6 @@ from moeworks.report.run.run_data import RunData
 from moeworks.report.run.verdicts import judge_run
 from moeworks.report.shell import PageWords, asset, fill_page
 from moeworks.report.verdict import verdict_list
-from moeworks.report.words import plural
 
 
 def _subtitle(run: RunData) -> str:
@@ -95,7 +95,7 @@ def _body(run: RunData) -> tuple[str, list[Panel]]:
     load, load_panels = _load_section(run)
     domain, domain_panels = _domain_section(run)
     sections = [
-        section("words", "In words", "", verdict_list(judge_run(run))),
+        section("words", "In words", tables.setting_line(run), verdict_list(judge_run(run))),
         alarm_section(run),
         asset("guide.html") if run.moe_layers else "",
         section("learning", "Learning", "", grid(learning) if learning else ""),

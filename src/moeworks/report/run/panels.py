@@ -2,14 +2,14 @@
 
 import numpy as np
 
+from moeworks.analyse.verdicts.training import NEARLY_UNUSED
+from moeworks.analyse.verdicts.words import percent, plural
 from moeworks.report.fragments import Panel
 from moeworks.report.lines import MAX_LEGEND, describe_figure
 from moeworks.report.run import curves, heat_maps
 from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domains
 from moeworks.report.run.run_data import RunData
-from moeworks.report.run.verdicts import NEARLY_UNUSED
 from moeworks.report.theme import Figure
-from moeworks.report.words import percent, plural
 
 
 def _curve(key: str, title: str, caption: str, figure: Figure) -> Panel:

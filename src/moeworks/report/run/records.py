@@ -21,6 +21,7 @@ def run_json(run: RunData) -> str:
         "train": as_json(run.train),
         "routing": as_json(run.routing),
         "evals": as_json(run.evals),
+        "alarms": as_json(run.alarms),
         "summary": as_json(run.summary),
     }
     lines = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in record.items())

@@ -78,6 +78,11 @@ class EvalRecord:
     bits_per_byte: float
     domains: dict[str, DomainEval]
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that were read; 0 where domains are not recorded."""
+        return sum(domain.tokens for domain in self.domains.values())
+
 
 @dataclass(frozen=True)
 class Summary:

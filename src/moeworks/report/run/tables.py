@@ -5,15 +5,15 @@ import json
 
 import numpy as np
 
+from moeworks.analyse.verdicts.training import NEARLY_UNUSED
+from moeworks.analyse.verdicts.words import duration, percent, short_number
 from moeworks.config.count import count_parameters
 from moeworks.config.explain import explain
 from moeworks.report.fragments import escape, table, tile, tile_list
 from moeworks.report.run.heat_maps import LoadWindow, domain_shares, drawn_domains
 from moeworks.report.run.names import expert_names, layer_names
 from moeworks.report.run.run_data import RunData, Summary
-from moeworks.report.run.verdicts import NEARLY_UNUSED
 from moeworks.report.table import Table
-from moeworks.report.words import duration, percent, short_number
 
 _FAVOURITES = 3
 
@@ -49,9 +49,9 @@ def headline(run: RunData) -> str:
     """The numbers that count, each with a sentence that says what it is."""
     tiles = []
     if run.last_eval is not None:
-        words = (
-            "What the model needs to write down unseen text. Lower is better: 8 is knowing nothing, 0 all."
-        )
+        read = f" ({run.last_eval.tokens:,} tokens)" if run.last_eval.tokens else ""
+        which = f"all unseen text{read}" if run.summary is not None else f"a part of the unseen text{read}"
+        words = f"What the model needs to write down {which}. Lower is better: 8 is knowing nothing, 0 all."
         name = "bits per byte" if run.summary is not None else f"bits per byte at step {run.last_eval.step:,}"
         tiles.append(tile(f"{run.last_eval.bits_per_byte:.3f}", name, words))
     tiles.append(_parameter_tiles(run))
@@ -134,6 +134,22 @@ def config_table(run: RunData) -> str:
     """Every field of the config and what it means."""
     rows = [(row.path, json.dumps(row.value), row.doc) for row in explain(run.config)]
     return table("Configuration", ("field", "value", "what it means"), rows)
+
+
+def setting_line(run: RunData) -> str:
+    """Model, batch, optimizer and machine in one line."""
+    model, train, optimizer = run.config.model, run.config.train, run.config.optimizer
+    parts = [f"{model.num_layers} layers of width {model.d_model}, vocabulary {model.vocab_size:,}"]
+    if run.moe_layers:
+        shared = f" + {model.shared.num_shared_experts} shared" if model.shared.num_shared_experts else ""
+        parts.append(f"{model.router.num_experts} experts of width {model.experts.d_expert}{shared}")
+        parts.append(f"top {model.router.top_k}")
+    rate = f"{optimizer.name}, lr {optimizer.lr:g}"
+    if optimizer.name == "muon":
+        rate += f", matrices {optimizer.muon_lr:g}"
+    parts += [f"{train.batch_size} × {train.seq_len} tokens a step", f"{rate}, {optimizer.schedule}"]
+    device = train.device if run.summary is None else run.summary.machine.get("device", train.device)
+    return " · ".join([*parts, f"{train.precision} on {device}"])
 
 
 def machine_line(run: RunData) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from moeworks.analyse.neighbours import MARGIN
 from moeworks.report.fragments import Panel, card, details, escape
 from moeworks.report.trace import tables
 from moeworks.report.trace.absent import why_absent
@@ -61,7 +62,8 @@ def text_view(subject: Subject) -> str:
     """Texts with a colour for each token."""
     missing = why_absent(subject)
     k = subject.inspection.header.top_k
-    ranks = ["first choice", *(f"choice {rank}" for rank in range(2, k + 1))]
+    noun = "choice" if subject.ranked else "slot"
+    ranks = [f"first {noun}", *(f"{noun} {rank}" for rank in range(2, k + 1))]
     texts = [f"{i + 1}: {title}" for i, title in enumerate(_titles(subject))]
     controls = (
         _select("text-pick", "Text", texts)
@@ -112,12 +114,13 @@ def graph(subject: Subject) -> str:
     """The co-activation graph beside its pairs."""
     table = tables.pair_table(subject)
     everything = details("The strongest pairs of all layers", table.html()) if table.rows else ""
-    least = subject.inspection.neighbours.min_count
+    surely = subject.inspection.neighbours
     return (
         '<div class="card"><h3>Pairs that meet more often than their loads say</h3><p class="about">A dot'
         " is an expert, larger with more load; a line joins two that tokens choose together, thicker and"
         " darker the more often beyond what their loads alone give (lift). Those that meet are neighbours."
-        f" Pairs of under {least} tokens are left out.</p>"
+        f" Drawn are pairs that surely meet {MARGIN:g} times as often, for all {surely.looked_at:,} pairs"
+        " together.</p>"
         f'<div class="controls">{_layer_select(subject, "graph-layer")}</div>'
         '<div class="graph-and-pairs"><div id="graph"></div><div id="graph-pairs" class="scroll"'
         f' role="region" tabindex="0" aria-label="Pairs of the layer"></div></div>{everything}</div>'

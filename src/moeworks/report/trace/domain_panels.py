@@ -1,6 +1,6 @@
 """The panels on domains, which the page's script fills for the layer and the domain that is chosen."""
 
-from moeworks.report.fragments import Panel, absent_card, escape
+from moeworks.report.fragments import Panel, absent_card, inert
 from moeworks.report.heat_map import colorbar, heat_map, row_height, rows
 from moeworks.report.lines import axis, line_figure
 from moeworks.report.theme import SATURATION, Figure
@@ -16,7 +16,7 @@ def draw_preferences(subject: Subject) -> Figure:
     values = table.preference()[0][:, drawn].T
     return heat_map(
         [str(i) for i in range(values.shape[1])],
-        [escape(subject.domains[place]) for place in drawn],
+        [inert(subject.domains[place]) for place in drawn],
         [],
         {"data": [{"type": "heatmap", "z": rows(values, 3)}]},
         150 + len(drawn) * row_height(len(drawn)),
@@ -62,8 +62,9 @@ def domain_panels(subject: Subject) -> tuple[list[Panel], str]:
     strip = Panel(
         "strip",
         "More than chance?",
-        "Points are the share of the domain's tokens that an expert works on. Inside its grey band a share is"
-        " what chance gives; orange points lie above it, blue ones below. A diamond is what a router would do"
+        "Points are the share of the domain's tokens that an expert works on. The grey band holds 95 % of"
+        " what chance gives; orange points lie above it, blue ones below: one in twenty does by chance."
+        " A diamond is what a router would do"
         " that knows the words and nothing else.",
         "Shares of the chosen domain by expert, with the band that chance gives.",
         draw_strip(subject),

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from moeworks.analyse.bootstrap import Interval
 from moeworks.analyse.confidence import QUANTILES
+from moeworks.analyse.intervals import Interval
+from moeworks.analyse.verdicts.words import finite
+from moeworks.report.fragments import inert
 from moeworks.report.heat_map import colorbar, heat_map, row_height, rows
 from moeworks.report.lines import axis, line_figure
 from moeworks.report.theme import SATURATION, Figure, depth_colors
 from moeworks.report.trace.subject import Subject
-from moeworks.report.words import finite
 
 _CHANCE = {"color": "#8b929b", "width": 2, "dash": "dash"}
 _BAND = {"line": {"width": 0}, "fill": "tonexty", "fillcolor": "rgba(139,146,155,0.3)"}
@@ -20,7 +21,7 @@ def _line(name: str, x: Any, y: Any, **style: Any) -> Figure:
     values = [finite(float(value), 5) for value in y]
     mode = "lines+markers" if len(values) <= 64 else "lines"
     return {
-        "type": "scatter", "mode": mode, "name": name, "x": list(x), "y": values, "line": {"width": 2},
+        "type": "scatter", "mode": mode, "name": inert(name), "x": list(x), "y": values, "line": {"width": 2},
     } | style  # fmt: skip
 
 
@@ -40,6 +41,8 @@ def _over_layers(subject: Subject, lines: list[Figure], y_title: str, **layout: 
 
 
 def _with_interval(name: str, x: Any, interval: Interval) -> Figure:
+    if not interval.known.any():
+        return _line(name, x, interval.estimate)
     error = {
         "type": "data", "symmetric": False, "width": 3, "thickness": 1.5,
         "array": [finite(float(v), 4) for v in interval.high - interval.estimate],
@@ -100,9 +103,11 @@ def draw_information(subject: Subject) -> Figure | None:
     return _over_layers(subject, lines, "bits per choice", yaxis=axis("bits", rangemode="tozero"))
 
 
-def draw_repeats(subject: Subject) -> Figure:
+def draw_repeats(subject: Subject) -> Figure | None:
     """Repeat rate with interval, between its two kinds of chance."""
     table, x = subject.inspection.analysis.repeats, subject.inspection.header.layers
+    if table is None:
+        return None
     lines = [
         _with_interval("neighbours", x, table.repeat_rate),
         _line("two tokens of one document", x, table.document_chance, line={"width": 2, "dash": "dot"}),
@@ -125,9 +130,11 @@ def _log_axis(title: str, places: Any) -> Figure:
     return axis(title, type="log", tickvals=list(places), ticktext=[f"{place:,}" for place in places])
 
 
-def draw_lags(subject: Subject) -> Figure:
+def draw_lags(subject: Subject) -> Figure | None:
     """Overlap over distance in the text."""
     table = subject.inspection.analysis.lags
+    if not np.isfinite(table.overlap).any():
+        return None
     lines = _by_layer(subject, table.lags, table.overlap)
     for line in lines:
         line["hovertemplate"] = f"{line['name']}, %{{x}} tokens apart<br>overlap %{{y:.3g}}<extra></extra>"
@@ -155,9 +162,11 @@ def draw_working_sets(subject: Subject) -> Figure:
     )  # fmt: skip
 
 
-def draw_drift(subject: Subject) -> Figure:
+def draw_drift(subject: Subject) -> Figure | None:
     """Divergence of load by position, and what sampling alone gives."""
     table = subject.inspection.analysis.drift
+    if len(table.tokens) < 2:
+        return None
     places = [f"{a:,}–{b - 1:,}" for a, b in zip(table.edges[:-1], table.edges[1:], strict=True)]
     lines = _by_layer(subject, places, table.divergence)
     for line in lines:
@@ -196,9 +205,11 @@ def draw_weights(subject: Subject) -> Figure | None:
 def draw_quantiles(subject: Subject, field: str, y_title: str) -> Figure | None:
     """Quantiles over tokens of entropy or margin: a band from 5 to 95 %, one inside it, and the median."""
     values = getattr(subject.inspection.analysis.confidence, field)
-    if values is None or not np.isfinite(values).all():
+    present = None if values is None else np.isfinite(values).all(axis=1)
+    if values is None or present is None or not present.any():
         return None
-    x = subject.inspection.header.layers
+    x = [number for number, there in zip(subject.inspection.header.layers, present, strict=True) if there]
+    values = values[present]
     names = [f"{100 * q:.0f} % of tokens lie below" for q in QUANTILES]
     low, lower, middle, upper, high = (values[:, i] for i in range(5))
     lines = [

@@ -1,12 +1,12 @@
 """The report of a trace as Markdown: the verdicts and the tables."""
 
+from moeworks.analyse.verdicts import judge_trace
+from moeworks.analyse.verdicts.words import plural
 from moeworks.report.table import plain_markdown
 from moeworks.report.trace import tables
 from moeworks.report.trace.absent import why_absent
 from moeworks.report.trace.subject import Subject
-from moeworks.report.trace.verdicts import judge_trace
 from moeworks.report.verdict import verdict_lines
-from moeworks.report.words import plural
 
 
 def trace_markdown(subject: Subject) -> str:
@@ -16,8 +16,8 @@ def trace_markdown(subject: Subject) -> str:
     compared = f", compared with {plain_markdown(subject.other_name)}" if inspection.comparison else ""
     intro = (
         f"{plural(inspection.tokens, 'token')} of {plural(inspection.documents, 'document')},"
-        f" {plural(len(header.layers), 'MoE layer')} of {plural(header.num_experts, 'expert')}, top"
-        f" {header.top_k}{compared}."
+        f" {plural(len(header.layers), 'MoE layer')} of {plural(header.num_experts, 'expert')},"
+        f" {subject.choices} for a token{compared}."
     )
     found = [
         tables.load_table(subject), tables.information_table(subject), tables.preference_table(subject),
@@ -30,7 +30,7 @@ def trace_markdown(subject: Subject) -> str:
     parts = [
         f"# Routing report: {plain_markdown(subject.name)}\n",
         intro + "\n",
-        verdict_lines(judge_trace(subject)),
+        verdict_lines(judge_trace(subject.inspection)),
         *(table.markdown() for table in found if table is not None and table.rows),
         f"What is not here, and what it needs:\n\n{missing}" if missing else "",
     ]

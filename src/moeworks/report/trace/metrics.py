@@ -35,6 +35,7 @@ def map_metrics(subject: Subject) -> list[Metric]:
 def _work(subject: Subject) -> list[Metric]:
     table = subject.inspection.experts
     k = subject.inspection.header.top_k
+    first = "with the largest weight" if subject.ranked else "in the first recorded slot (no weights)"
     metrics = [
         Metric("load", "Load", "Work", "fair", "{} times its fair share of the work",
                "Assignments over the mean of the layer: 1 is the fair share, 0 a dead expert.", table.load),
@@ -42,8 +43,8 @@ def _work(subject: Subject) -> list[Metric]:
                "How far an expert is above its fair share; the largest of a layer is the layer's MaxVio.",
                np.maximum(table.load - 1, 0)),
         Metric("first", "First choice", "Work", "plain", "first choice of {} of its tokens",
-               f"Share of an expert's tokens that have it first of {k}; {1 / k:.2f} where ranks are chance.",
-               table.first),
+               f"Share of an expert's tokens that have it {first} of {subject.choices}; {1 / k:.2f} where the"
+               " order is chance.", table.first),
         Metric("keeps", "Keeps the next token", "Work", "plain", "works on the next token too with chance {}",
                "Chance that a token's successor in the text uses the expert again: high means long runs.",
                table.keeps),
@@ -62,7 +63,8 @@ def _router(subject: Subject) -> list[Metric]:
         ("weight", "Weight when chosen", "has {} of its tokens' weight, on average",
          "Mean share of a token's mixing weights that goes to the expert: how much the router counts on it."),
         ("entropy", "Router undecided (entropy)", "its tokens' scores have entropy {} of the largest",
-         "Mean entropy of the router's scores over the expert's tokens, over log E: 1 is undecided, 0 sure."),
+         "Mean entropy of the router's scores over the expert's tokens, over log E: 1 is undecided, 0 sure."
+         " With pools the largest is that of a pool, below 1."),
         ("margin", "Margin in logits", "its tokens' choice is decided by {} logits",
          "Mean distance between the last expert taken and the best one left out: small means a close call."),
     ]  # fmt: skip
@@ -99,11 +101,11 @@ def _domains(subject: Subject) -> list[Metric]:
         "The expert's share of this domain over its share of all text: 1 is no preference. The panel on"
         " domains says which of these differences chance explains."
     )
-    strongest = np.where(table.beyond() & (preference > 1), preference, 1).max(axis=2)
+    strongest = np.where(table.preferred() & (preference > 1), preference, 1).max(axis=2)
     return [
         Metric("any-domain", "Strongest domain preference", "Specialisation", "fair",
                "{} times its share of all text in its favourite domain",
-               "The largest preference of an expert that lies above the null band; 1 where there is none.",
+               "The largest preference beyond what chance gives any cell; 1 where there is none.",
                strongest),
         *(
             Metric(f"domain-{place}", f"Preference for {name}", "Specialisation", "fair",

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from moeworks.analyse.verdicts import judge_trace
+from moeworks.analyse.verdicts.words import plural, short_number
 from moeworks.report.fragments import Panel, card, details, escape, grid, section, tile, tile_list
 from moeworks.report.shell import PageWords, asset, fill_page
 from moeworks.report.table import Table
@@ -18,9 +20,7 @@ from moeworks.report.trace.controls import (
 from moeworks.report.trace.domain_panels import domain_panels
 from moeworks.report.trace.payload import trace_payload
 from moeworks.report.trace.subject import Subject
-from moeworks.report.trace.verdicts import judge_trace
 from moeworks.report.verdict import verdict_list
-from moeworks.report.words import plural, short_number
 
 SCRIPTS = ("trace.js", "trace_map.js", "trace_card.js", "trace_text.js", "trace_domains.js", "trace_graph.js")
 
@@ -43,7 +43,7 @@ def build_trace_page(subject: Subject) -> str:
 def _subtitle(subject: Subject) -> str:
     header = subject.inspection.header
     return (
-        f"Which experts worked on which token: every token visits {header.top_k} of"
+        f"Which experts worked on which token: every token visits {subject.choices} of"
         f" {plural(header.num_experts, 'expert')} in each of {plural(len(header.layers), 'MoE layer')}."
     )
 
@@ -51,14 +51,16 @@ def _subtitle(subject: Subject) -> str:
 def _headline(subject: Subject) -> str:
     inspection = subject.inspection
     header = inspection.header
-    assignments = inspection.tokens * header.top_k * len(header.layers)
+    assignments = int(inspection.experts.assignments.sum())
     domains = max(len(subject.domains), 1)
     return tile_list(
         [
             tile(short_number(inspection.tokens), "tokens", "Pieces of text, a few letters each."),
             tile(f"{inspection.documents:,}", "documents", f"Texts, of {plural(domains, 'kind')}."),
             tile(f"{len(header.layers)}", "MoE layers", "Each has experts and a router of its own."),
-            tile(f"{header.num_experts}", "experts", f"In each layer; {header.top_k} of them for a token."),
+            tile(
+                f"{header.num_experts}", "experts", f"In each layer; {subject.choices} of them for a token."
+            ),
             tile(short_number(assignments), "assignments", "Choices of one expert for one token."),
         ]
     )
@@ -72,7 +74,7 @@ def _body(subject: Subject) -> tuple[str, list[Panel]]:
     knowledge, follows = panels.knowledge_panels(subject), panels.consistency_panels(subject)
     sure = panels.confidence_panels(subject)
     sections = [
-        section("words", "In words", "", verdict_list(judge_trace(subject))),
+        section("words", "In words", "", verdict_list(judge_trace(subject.inspection))),
         asset("guide.html"),
         section(
             "comparison", "Two traces side by side",
@@ -98,7 +100,7 @@ def _body(subject: Subject) -> tuple[str, list[Panel]]:
     return "".join(sections), [chart, *domains, *(one.panel for one in shown if one.panel is not None)]
 
 
-def _grid(shown: Sequence[panels.Shown]) -> str:
+def _grid(shown: Sequence[panels.Card]) -> str:
     return grid(one.html for one in shown) if shown else ""
 
 

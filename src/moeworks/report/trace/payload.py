@@ -7,7 +7,7 @@ import numpy as np
 from moeworks.data.pieces import texts_in_a_row
 from moeworks.report.packed import pack_counts, pack_numbers
 from moeworks.report.trace.metrics import map_metrics
-from moeworks.report.trace.subject import Subject, drawn_domains
+from moeworks.report.trace.subject import Subject, drawn_domains, visible_in_text
 
 
 def trace_payload(subject: Subject) -> dict[str, Any]:
@@ -73,15 +73,22 @@ def _domains(subject: Subject) -> dict[str, Any] | None:
 
 def _graph(subject: Subject) -> dict[str, Any]:
     table = subject.inspection.neighbours
+    columns = (table.edges, table.lifts, table.bounds, table.counts, table.expected)
     return {
-        "minCount": table.min_count,
         "order": pack_counts(table.order),
         "edges": [
             [
-                [int(i), int(j), round(float(lift), 2), int(count), round(float(expected), 1)]
-                for (i, j), lift, count, expected in zip(*columns, strict=True)
+                [
+                    int(i),
+                    int(j),
+                    round(float(lift), 2),
+                    round(float(bound), 2),
+                    int(count),
+                    round(float(loads), 1),
+                ]
+                for (i, j), lift, bound, count, loads in zip(*layer, strict=True)
             ]
-            for columns in zip(table.edges, table.lifts, table.counts, table.expected, strict=True)
+            for layer in zip(*columns, strict=True)
         ],
         "nearest": pack_counts(table.nearest),
         "lift": pack_numbers(table.nearest_lift),
@@ -107,7 +114,7 @@ def _sample(subject: Subject) -> dict[str, Any]:
     for start, end in zip(sample.starts, ends, strict=True):
         ids = sample.token_ids[start:end].tolist()
         if subject.pieces is not None and known:
-            texts.append(texts_in_a_row(subject.pieces.of(ids)))
+            texts.append([visible_in_text(piece) for piece in texts_in_a_row(subject.pieces.of(ids))])
         else:
             texts.append([f"#{i}" if i >= 0 else "▢" for i in ids])
     return {

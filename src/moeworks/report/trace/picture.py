@@ -12,7 +12,7 @@ from moeworks.report.trace.subject import Subject, drawn_domains
 def trace_png(subject: Subject) -> bytes:
     """A PNG. Raises MissingDependencyError without matplotlib."""
     header = subject.inspection.header
-    what = f"top {header.top_k} of {header.num_experts} experts in {len(header.layers)} MoE layers"
+    what = f"{subject.choices} of {header.num_experts} experts in {len(header.layers)} MoE layers"
     return png(f"{subject.name}: {what}", _drawings(subject))
 
 
@@ -35,6 +35,7 @@ def _drawings(subject: Subject) -> Sequence[Drawing]:
         axes.set_ylim(bottom=0)
 
     def along(axes: Any) -> None:
+        assert repeats is not None
         lines = {
             "neighbours": repeats.repeat_rate.estimate,
             "two tokens of one document": repeats.document_chance,
@@ -50,7 +51,7 @@ def _drawings(subject: Subject) -> Sequence[Drawing]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sets.windows, [str(window) for window in sets.windows])
 
-    return [load, balance, *_about_domains(subject), along, working]
+    return [load, balance, *_about_domains(subject), *([along] if repeats else []), working]
 
 
 def _about_domains(subject: Subject) -> list[Drawing]:

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
+from moeworks.analyse.verdicts import judge_trace
 from moeworks.report.records import as_json
 from moeworks.report.trace.absent import why_absent
 from moeworks.report.trace.subject import Subject
-from moeworks.report.trace.verdicts import judge_trace
 
 FORMAT, VERSION = "moeworks.inspection", 1
 
@@ -31,7 +31,7 @@ def trace_record(subject: Subject) -> dict[str, Any]:
         "version": VERSION,
         "name": subject.name,
         "other_name": subject.other_name,
-        "verdicts": as_json(judge_trace(subject)),
+        "verdicts": as_json(judge_trace(subject.inspection)),
         "missing": why_absent(subject),
         **tables,
         "token_texts": _token_texts(subject),

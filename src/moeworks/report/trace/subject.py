@@ -7,6 +7,7 @@ from typing import SupportsInt
 import numpy as np
 
 from moeworks.analyse.inspection import Inspection
+from moeworks.analyse.verdicts.domains import domain_names
 from moeworks.data.pieces import Pieces, readable
 
 MAX_DOMAINS = 24
@@ -21,11 +22,11 @@ class Subject:
 
     inspection: Inspection
     name: str
-    """Of the trace: what the page is titled with."""
+    """Name of the trace, the title of the page."""
     pieces: Pieces | None = None
     """None where no tokenizer is known: tokens are then shown by their ids."""
     other_name: str = ""
-    """Of the trace that it is compared with."""
+    """Name of the trace that it is compared with."""
     no_pieces: str = ""
     """Why the tokenizer that the trace seems to name was not taken."""
 
@@ -37,8 +38,18 @@ class Subject:
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that were compared; empty where there is one only."""
-        table = self.inspection.analysis.domains
-        return () if table is None else tuple(name or "(none)" for name in table.domains)
+        return domain_names(self.inspection)
+
+    @property
+    def choices(self) -> str:
+        """Words for how many experts a token has: "2", or "up to 2" where slots may be empty."""
+        header = self.inspection.header
+        return f"up to {header.top_k}" if header.empty_slots else f"{header.top_k}"
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a token's experts have an order: that of the recorded weights."""
+        return "weights" in self.inspection.header.fields
 
     def tokens(self, ids: Iterable[SupportsInt]) -> list[str]:
         """What each token looks like on its own, blanks made visible."""
@@ -60,5 +71,19 @@ def drawn_domains(subject: Subject) -> np.ndarray:
 
 def visible(text: str) -> str:
     """Blanks and control characters of a token as signs that can be seen."""
-    shown = text.translate({32: "␣", 10: "⏎", 9: "⇥", 13: "␍", 0xA0: "⍽"})
-    return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in shown)
+    return "".join(_SIGNS.get(c) or _sign(c) for c in text)
+
+
+def visible_in_text(text: str) -> str:
+    """A token as it stands in its text: blanks and line ends stay, other invisible characters are signs.
+
+    A character that turns the direction of writing would reorder all tokens behind it.
+    """
+    return "".join(c if c in " \n" else _sign(c) for c in text)
+
+
+_SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+
+
+def _sign(character: str) -> str:
+    return character if character.isprintable() else _SIGNS.get(character) or f"<U+{ord(character):04X}>"

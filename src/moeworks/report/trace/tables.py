@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from moeworks.analyse.verdicts.words import percent
 from moeworks.report.table import Table, number
 from moeworks.report.trace.subject import Subject
-from moeworks.report.words import percent
 
 
 def _by_layer(subject: Subject, label: str, columns: dict[str, np.ndarray | None], digits: int = 2) -> Table:
@@ -20,14 +20,23 @@ def _by_layer(subject: Subject, label: str, columns: dict[str, np.ndarray | None
 
 
 def _cell(value: object, digits: int) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,}" if isinstance(value, (int, np.integer)) else number(value, digits)
+
+
+def _names(experts: np.ndarray, relative: np.ndarray) -> np.ndarray:
+    """Numbers of experts as words; a dash for layers without an assignment."""
+    return np.array(
+        [f"{e}" if np.isfinite(row).any() else "–" for e, row in zip(experts, relative, strict=True)]
+    )
 
 
 def load_table(subject: Subject) -> Table:
     """Balance of each layer."""
     analysis = subject.inspection.analysis
     load, relative = analysis.load, subject.inspection.experts.load
-    columns = {
+    columns: dict[str, np.ndarray | None] = {
         "MaxVio": load.max_vio,
         "from": analysis.max_vio.low,
         "to": analysis.max_vio.high,
@@ -36,8 +45,8 @@ def load_table(subject: Subject) -> Table:
         "effective experts": load.effective_experts,
         "entropy": load.entropy,
         "Gini": load.gini,
-        "busiest": np.nanargmax(relative, axis=1),
-        "quietest": np.nanargmin(relative, axis=1),
+        "busiest": _names(np.where(np.isnan(relative), -1, relative).argmax(axis=1), relative),
+        "quietest": _names(np.where(np.isnan(relative), -1, relative).argmin(axis=1), relative),
     }
     return _by_layer(subject, "Load by layer", columns)
 
@@ -61,11 +70,11 @@ def information_table(subject: Subject) -> Table | None:
 
 
 def preference_table(subject: Subject, limit: int = 20) -> Table | None:
-    """The strongest preferences above the null band."""
+    """The strongest preferences beyond what chance gives any of all cells."""
     table = subject.inspection.analysis.domains
     if table is None:
         return None
-    preference = np.where(table.beyond(), table.preference(), 0)
+    preference = np.where(table.preferred(), table.preference(), 0)
     order = np.argsort(-preference, axis=None)[:limit]
     places = list(zip(*np.unravel_index(order, preference.shape), strict=True))
     rows = [
@@ -80,24 +89,31 @@ def preference_table(subject: Subject, limit: int = 20) -> Table | None:
         if preference[layer, expert, domain] > 1
     ]  # fmt: skip
     header = ("layer", "expert", "domain", "of its tokens", "by chance", "times its share of all")
-    return Table("Strongest domain preferences outside the null band", header, rows, words=3)
+    return Table("Strongest domain preferences beyond chance", header, rows, words=3)
 
 
 def pair_table(subject: Subject, limit: int = 20) -> Table:
     """The strongest pairs of all layers."""
     table = subject.inspection.neighbours
     pairs = [
-        (float(lift), place, int(i), int(j), int(count), float(expected))
-        for place, (edges, lifts, counts, by_load) in enumerate(
-            zip(table.edges, table.lifts, table.counts, table.expected, strict=True)
+        (float(bound), place, int(i), int(j), int(count), float(expected), float(lift))
+        for place, (edges, bounds, counts, by_load, lifts) in enumerate(
+            zip(table.edges, table.bounds, table.counts, table.expected, table.lifts, strict=True)
         )
-        for (i, j), lift, count, expected in zip(edges, lifts, counts, by_load, strict=True)
+        for (i, j), bound, count, expected, lift in zip(edges, bounds, counts, by_load, lifts, strict=True)
     ]
     rows = [
-        (subject.layers[place], f"{i} and {j}", f"{count:,}", number(expected, 1), number(lift))
-        for lift, place, i, j, count, expected in sorted(pairs, reverse=True)[:limit]
+        (
+            subject.layers[place],
+            f"{i} and {j}",
+            f"{count:,}",
+            number(expected, 1),
+            number(lift),
+            number(bound),
+        )
+        for bound, place, i, j, count, expected, lift in sorted(pairs, reverse=True)[:limit]
     ]
-    header = ("layer", "experts", "tokens", "by the loads alone", "lift")
+    header = ("layer", "experts", "tokens", "by the loads alone", "lift", "surely")
     return Table("Pairs that meet more often than their loads say", header, rows, words=2)
 
 
@@ -106,15 +122,17 @@ def consistency_table(subject: Subject) -> Table:
     analysis = subject.inspection.analysis
     table = analysis.repeats
     last = _last(analysis.working_sets.mean)
-    columns: dict[str, np.ndarray | None] = {
-        "repeat rate": table.repeat_rate.estimate,
-        "from": table.repeat_rate.low,
-        "to": table.repeat_rate.high,
-        "chance": table.chance,
-        "chance in a document": table.document_chance,
-        "mean run": table.mean_run,
-        "run by chance": table.run_chance,
-    }
+    columns: dict[str, np.ndarray | None] = {}
+    if table is not None:
+        columns = {
+            "repeat rate": table.repeat_rate.estimate,
+            "from": table.repeat_rate.low,
+            "to": table.repeat_rate.high,
+            "chance": table.chance,
+            "chance in a document": table.document_chance,
+            "mean run": table.mean_run,
+            "run by chance": table.run_chance,
+        }
     if last is not None:
         columns[f"experts in {analysis.working_sets.windows[last]} tokens"] = (
             analysis.working_sets.mean[:, last]
@@ -155,9 +173,9 @@ def confidence_table(subject: Subject) -> Table | None:
         "weight of the first choice": None if ranks is None else ranks[:, 0],
         "weight of the last": None if ranks is None else ranks[:, -1],
         "choices in effect": table.effective_choices,
-        "mean entropy": table.entropy,
+        "mean entropy": None if table.entropy is None else table.entropy.estimate,
         "median margin": None if table.margin_quantiles is None else table.margin_quantiles[:, 2],
-        "overruled": table.overruled,
+        "overruled": None if table.overruled is None else table.overruled.estimate,
     }
     if all(values is None for values in columns.values()):
         return None

@@ -5,13 +5,12 @@ import pytest
 from traces import random_trace, trace_of
 
 from moeworks.analyse.inspection import inspect_trace
-from moeworks.report.trace.subject import Subject
-from moeworks.report.trace.verdicts import judge_trace
+from moeworks.analyse.verdicts import judge_trace
 from moeworks.trace import LayerColumns, RoutingTrace, TraceBlock, TraceHeader, token_columns
 
 
 def judge(trace):
-    return judge_trace(Subject(inspect_trace(trace), "t"))
+    return judge_trace(inspect_trace(trace))
 
 
 def find(verdicts, part):
@@ -36,7 +35,9 @@ def test_dead_experts_are_named_by_layer():
 
 
 def test_with_few_tokens_dead_experts_are_no_finding():
-    assert find(judge(trace_of(even(40, 4) // 2, 4)), "dead").level == "note"
+    found = find(judge(trace_of(even(40, 4) // 2, 4)), "hardly any")
+    assert found.level == "note"
+    assert found.text.startswith("2 experts got no work")
     assert find(judge(trace_of(even(40, 4), 4)), "dead").level == "good"
 
 
@@ -48,10 +49,13 @@ def test_evenness(share, level, word):
     ids = even(2000, 4)
     busy = int((share - 0.25) / 0.75 * 2000)
     ids[np.random.default_rng(1).choice(2000, busy, replace=False)] = 3
-    found = find(judge(trace_of(ids, 4)), "The busiest")
+    found = find(judge(trace_of(ids, 4, document=np.arange(2000) // 50)), "its fair share of the work")
     assert found.level == level
     assert word in found.text
-    assert "expert of all, 3 of layer 0" in found.text or level == "good"
+    assert "Expert 3 of layer 0" in found.text or level == "good"
+    alone = find(judge(trace_of(ids, 4)), "its fair share of the work")
+    assert alone.level == ("good" if level == "good" else "note")
+    assert "not known" in alone.rule
 
 
 def test_one_choice_decides_and_the_router_is_undecided():
@@ -63,7 +67,11 @@ def test_one_choice_decides_and_the_router_is_undecided():
         margin=np.where(np.arange(400) < 300, -1, 1).astype(np.float16),
     )
     header = TraceHeader(num_experts=4, top_k=2, layers=(0,), fields=("weights", "entropy", "margin"))
-    verdicts = judge(RoutingTrace.from_blocks(header, [TraceBlock(token_columns(400), (columns,))]))
+    verdicts = judge(
+        RoutingTrace.from_blocks(
+            header, [TraceBlock(token_columns(400, document=np.arange(400) // 20), (columns,))]
+        )
+    )
     assert "96.0 % of the weight" in find(verdicts, "first choice").text
     assert find(verdicts, "undecided").level == "look"
     overruled = find(verdicts, "would not choose")

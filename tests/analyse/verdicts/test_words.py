@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeworks.report.words import (
+from moeworks.analyse.verdicts.words import (
     duration,
     finite,
     percent,
