@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -118,7 +119,16 @@ def _dispatch(argv: list[str]) -> int:
         raise ConfigError(f"unknown verb {argv[0]!r}; {nearest(argv[0], VERBS)}")
     verb = VERBS[argv[0]]
     arguments = importlib.import_module(verb.module).parse(argv[1:])
-    return importlib.import_module(verb.work).run(arguments) or 0
+    work = importlib.import_module(verb.work)
+    with _sharing_cores():
+        return work.run(arguments) or 0
+
+
+def _sharing_cores() -> AbstractContextManager[None]:
+    """For verbs that compute, that is those that have imported torch: leave other processes their cores."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    return importlib.import_module("moeworks.ops.native.cores").sharing_cores()
 
 
 def _help() -> str:
