@@ -2,8 +2,8 @@
 
     python benchmarks/busy.py --rounds 3 --markdown busy.md
 
-A run alone, then beside 1, 2 and 4 processes that each keep a core busy, in interleaved rounds: how much of its fair
-share of the cores it keeps. `--python` measures another installation in the same rounds, for comparison.
+A run alone, then beside 1, 2 and 4 processes that each keep a core busy, in interleaved rounds: how much of
+its fair share of the cores it keeps. `--python` measures other installations in the same rounds.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Sharing the cores with other processes: how torch's OpenMP threads wait for each other.
 
-Between two parallel regions libgomp's threads spin for some milliseconds. On idle cores that is the fastest way
-to wait. Beside another process it is the slowest: a thread that spins uses up the time slice that the thread it
-waits for needs, and a training run keeps a third of the throughput that its share of the cores would give.
-libgomp spins a thousand times shorter while it manages more threads than there are processors (GOMP_SPINCOUNT in
-its manual), and that number can be raised at run time by a team of threads that sleep.
+Between two parallel regions libgomp's threads spin for some milliseconds. On idle cores that is the fastest
+way to wait. Beside another process it is the slowest: a thread that spins uses up the time slice that the
+thread it waits for needs, and a training run keeps a third of the throughput that its share of the cores
+would give. libgomp spins a thousand times shorter while it manages more threads than there are processors
+(GOMP_SPINCOUNT in its manual), and that number can be raised at run time by a team of threads that sleep.
 """
 
 import ctypes
