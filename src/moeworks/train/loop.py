@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,9 +156,8 @@ def _figures(step: Step, layers: int) -> dict[str, Tensor]:
 
 
 def _tensor(value: Any) -> Tensor:
-    """A sum as it was before `tolist`: whole numbers are counts."""
-    whole = torch.tensor(value)
-    return whole.double() if whole.is_floating_point() else whole
+    """A sum as it was before `tolist`: int64 of whole numbers, which are counts, else float64."""
+    return torch.from_numpy(np.array(value))
 
 
 def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Callbacks) -> bool:
