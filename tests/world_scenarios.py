@@ -16,7 +16,15 @@ import torch
 from safetensors.torch import save_file
 from tiny_run import all_state, biases_of, tiny_config, tiny_corpus
 
-from moeworks.config import BanditChoice, CapacityConfig, LayerPatternConfig, RunConfig
+from moeworks.config import (
+    BanditChoice,
+    CapacityConfig,
+    IndexerConfig,
+    LayerPatternConfig,
+    MixtureOfAttentionConfig,
+    MLAConfig,
+    RunConfig,
+)
 from moeworks.data.shards import PreparedCorpus
 from moeworks.data.validation import ValidationSet
 from moeworks.evaluate.bits_per_byte import evaluate
@@ -49,9 +57,19 @@ SCENARIOS: dict[str, dict[str, dict[str, Any]]] = {
         router=dict(selection_bias=False, choice=BanditChoice(buckets=40)),
         balance=dict(global_batch_coef=0.0, sequence_coef=0.0, z_coef=0.0, bias_rule="none"),
     ),
+    "sparse attention": dict(
+        model=dict(
+            attention=MLAConfig(q_lora_rank=16, indexer=IndexerConfig(num_heads=2, head_dim=16, top_k=4))
+        ),
+        optimizer=dict(weight_decay=0.1),
+    ),
+    "mixture of attention": dict(
+        model=dict(attention=MixtureOfAttentionConfig(num_kv_heads=2, head_dim=4, num_experts=4)),
+    ),
     "starved": dict(router=dict(num_experts=8), train=dict(batch_size=2, seq_len=2)),
 }
-"""Options of tiny_config. "starved": two tokens a rank and eight experts, one of which is never chosen."""
+"""Options of tiny_config. "sparse attention": its indexer has no gradient, and does not
+decay. "starved": two tokens a rank and eight experts, one of which is never chosen."""
 
 SUMMED_PER_MICRO_BATCH = ("switch", "capacity")
 """Where the micro-batch enters the result: one process has to cut the batch as two do."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from tiny_run import all_state, differing, tiny_config, tiny_trainer
 
 from moeworks.checkpoint import list_checkpoints, read_checkpoint, step_of
-from moeworks.config import LayerPatternConfig, RunConfig
+from moeworks.config import AlarmConfig, BanditChoice, LayerPatternConfig, RunConfig
 from moeworks.data.shards import PreparedCorpus
 from moeworks.data.validation import ValidationSet
 from moeworks.errors import TrainingError
 from moeworks.evaluate.bits_per_byte import evaluate
-from moeworks.train.loop import Callbacks, train
+from moeworks.train.loop import Callbacks, Interval, train
 from moeworks.train.metrics import MetricsSink
 from moeworks.train.run_dir import RunDir
 from moeworks.train.trainer import Trainer
@@ -213,10 +214,7 @@ def test_second_interrupt_does_not_wait(texts, corpus, tmp_path):
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_stopped_run_goes_on_as_if_it_had_not_stopped(texts, corpus, tmp_path, stop):
-    """All state, and the lines of metrics but for their timings, are those of an uninterrupted run.
-
-    Where a signal has cut an interval in two, its lines differ; their counts add up to the same.
-    """
+    """All state, and the lines of metrics but for their timings, are those of an uninterrupted run."""
     config = tiny_config(texts, router=dict(noisy_top_k=True, input_jitter=0.1))
     whole, _ = run_loop(config, corpus, tmp_path / "whole")
     run_loop(config, corpus, tmp_path / "cut", on_step=stop_with(signal.SIGTERM, stop))
@@ -224,11 +222,49 @@ def test_stopped_run_goes_on_as_if_it_had_not_stopped(texts, corpus, tmp_path, s
     assert finished
     assert differing(all_state(resumed), all_state(whole)) == []
     assert resumed.progress.best_bits_per_byte == whole.progress.best_bits_per_byte
-    ends = {2, 3, 4, 6}
-    cut = set() if stop in ends else {stop, min(step for step in ends if step > stop)}
-    for kept in (lambda r: r["kind"] == "eval", lambda r: r["step"] not in cut):
-        assert [*filter(kept, untimed(tmp_path / "cut"))] == [*filter(kept, untimed(tmp_path / "whole"))]
-    assert torch.equal(all_counts(tmp_path / "cut"), all_counts(tmp_path / "whole"))
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+
+
+def test_alarms_count_the_lines_of_an_uninterrupted_run(texts, corpus, tmp_path):
+    """An alarm waits for a number of lines: a stop must not add one."""
+    config = tiny_config(
+        texts,
+        train=dict(steps=12, log_every=4, checkpoint_every=12, eval_every=12),
+        alarms=AlarmConfig(grace_steps=0, logit_size=1e-6, patience=2),
+    )
+    run_loop(config, corpus, tmp_path / "whole")
+    for stop in (1, 3, 6):
+        run_loop(config, corpus, tmp_path / "cut", on_step=stop_with(signal.SIGTERM, stop))
+    run_loop(config, corpus, tmp_path / "cut")
+    alarms = [r["step"] for r in untimed(tmp_path / "cut") if r["kind"] == "alarm"]
+    assert alarms == [8]
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+
+
+def test_an_interval_comes_back_from_json_exactly(texts, corpus):
+    config = tiny_config(texts)
+    trainer, interval = tiny_trainer(config, corpus), Interval()
+    for _ in range(2):
+        step = trainer.step()
+        interval.add(step, 0.25, config)
+    again = Interval(json.loads(json.dumps(interval.to_json())))
+    assert again.records(trainer, step.learning_rate) == interval.records(trainer, step.learning_rate)
+
+
+def test_an_interval_keeps_no_statistics_of_routers(texts, corpus):
+    """A bandit's are two numbers per token and expert, layer and step."""
+    config = tiny_config(
+        texts,
+        router=dict(selection_bias=False, choice=BanditChoice(buckets=40)),
+        balance=dict(global_batch_coef=0.0, sequence_coef=0.0, z_coef=0.0, bias_rule="none"),
+    )
+    trainer, interval = tiny_trainer(config, corpus), Interval()
+    step = trainer.step()
+    assert step.losses.statistics
+    kept = [weakref.ref(value) for sums in step.losses.statistics for value in sums.values()]
+    interval.add(step, 1.0, config)
+    del step
+    assert all(reference() is None for reference in kept)
 
 
 def test_lines_after_the_checkpoint_are_written_again_and_not_twice(texts, corpus, tmp_path):

@@ -15,7 +15,7 @@ from moeworks.config.choices import PolicyGradientChoice
 from moeworks.models.decoder import Decoder
 from moeworks.ops.cross_entropy import linear_cross_entropies, linear_cross_entropy
 from moeworks.parallel.world import World
-from moeworks.train.loop import _Interval
+from moeworks.train.loop import Interval
 from moeworks.train.step import accumulate_gradients, router_losses, routers_of
 from moeworks.train.trainer import build_model
 
@@ -131,9 +131,9 @@ def test_the_metrics_name_them_and_keep_them_out_of_the_loss(texts, corpus, nois
 
 def test_the_line_of_metrics(texts, corpus):
     trainer = tiny_trainer(policy_config(texts), corpus)
-    interval = _Interval()
-    interval.add(trainer.step())
-    record = json.loads(json.dumps(interval.records(trainer, 1.0)[0]))
+    interval = Interval()
+    interval.add(trainer.step(), 1.0, trainer.config)
+    record = json.loads(json.dumps(interval.records(trainer, 1e-3)[0]))
     assert set(record["router"]) == {"policy", "baseline", "entropy"}
     assert record["balance"] == {}
 

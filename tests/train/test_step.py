@@ -1,6 +1,8 @@
 """One step's loss and gradients: the same however the global batch is divided."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +10,26 @@ import torch.nn.functional as F
 from random_layers import randomise_
 from tiny_run import biases_of, gradients_of, random_batch, split_rows, tiny_config
 
-from moeworks.config import BalanceConfig, CapacityConfig, LayerPatternConfig, RunConfig
+from moeworks.config import (
+    BalanceConfig,
+    CapacityConfig,
+    LayerPatternConfig,
+    MixtureOfAttentionConfig,
+    RunConfig,
+)
 from moeworks.models.decoder import Decoder, moe_modules
-from moeworks.ops.losses import balance_losses, switch_loss, total_balance_loss
+from moeworks.ops.losses import (
+    StepTotals,
+    balance_losses,
+    load_counts,
+    step_totals,
+    switch_loss,
+    total_balance_loss,
+)
 from moeworks.ops.mtp import mtp_loss
+from moeworks.ops.routing import Routing
 from moeworks.parallel.world import World
+from moeworks.train import step
 from moeworks.train.step import StepLosses, accumulate_gradients, routers_of, update_routers
 from moeworks.train.trainer import build_model
 
@@ -297,3 +314,70 @@ def test_without_weight_they_learn_nothing_and_without_layers_there_is_no_loss(t
     assert all(not gradient.any() for name, gradient in grads.items() if name.startswith("mtp."))
     losses, _ = one_step(tiny_config(texts), 1)
     assert losses.mtp == 0
+
+
+# The pass ahead and the pass that learns.
+
+
+@pytest.mark.parametrize("noise", [dict(gumbel_noise=1.0), dict(input_jitter=0.3), dict(noisy_top_k=True)])
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_both_passes_draw_the_same_random_numbers(texts, monkeypatch, noise, mtp):
+    """The loads of the pass ahead are those of the pass that learns, which alone runs the MTP layers."""
+    ahead: list[torch.Tensor] = []
+    learning: list[torch.Tensor] = []
+
+    def recorded(routing: Routing, config: BalanceConfig) -> StepTotals:
+        ahead.append(load_counts(routing))
+        return step_totals(routing, config)
+
+    config = tiny_config(
+        texts, model=dict(num_mtp_layers=mtp), router=noise, balance=dict(global_batch_coef=0.1)
+    )
+    model, batches = build(config), split_rows(random_batch(), 4)
+    monkeypatch.setattr(step, "step_totals", recorded)
+
+    def counted(routings: Sequence[Routing], *rest: Any) -> dict[str, torch.Tensor]:
+        learning.extend(load_counts(r) for r in routings)
+        return balance_losses(routings, *rest)
+
+    monkeypatch.setattr(step, "balance_losses", counted)
+    accumulate_gradients(model, batches, config, World(), routers_of(model))
+    assert len(ahead) == len(learning) == 8
+    for expected, found in zip(learning, ahead, strict=True):
+        assert torch.equal(expected, found)
+
+
+# Mixtures of attention.
+
+
+def attention_config(texts, **balance) -> RunConfig:
+    mixer = MixtureOfAttentionConfig(num_kv_heads=2, head_dim=4, num_experts=4)
+    model = dict(attention=mixer, pattern=LayerPatternConfig(explicit=()))
+    router = dict(selection_bias=False)
+    return tiny_config(texts, model=model, router=router, balance=dict(bias_rule="none") | balance)
+
+
+def test_a_mixture_of_attention_is_balanced_and_counted(texts):
+    """Its router learns from the balance loss of its own decisions, which padding does not enter."""
+    off = attention_config(texts, **balance_only())
+    losses, plain = one_step(off, 1)
+    assert losses.balance == {}
+    on = attention_config(texts, **balance_only(global_batch_coef=0.5))
+    losses, grads = one_step(on, 1)
+    batch, model = random_batch(), build(on)
+    output = model(batch.tokens_BL, document_ids_BL=batch.document_ids_BL, valid_BL=batch.valid_BL)
+    wanted = torch.stack([switch_loss(r) for r in output.attention_routings]).mean()
+    torch.testing.assert_close(losses.balance["global_batch"], wanted.detach(), **CLOSE)
+    changed = [name for name in grads if not torch.allclose(grads[name], plain[name], atol=1e-12)]
+    assert "layers.1.attention.router.proj.weight" in changed or any("router" in name for name in changed)
+    valid = int(batch.valid_BL.sum())
+    assert [int(counts.sum()) for counts in losses.attention_counts] == [2 * valid] * on.model.num_layers
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_mixture_of_attention_has_the_same_step_in_parts(texts, parts):
+    config = attention_config(texts, global_batch_coef=0.5, z_coef=0.1, sequence_coef=0.2)
+    got, want = one_step(config, parts), one_step(config, 1)
+    assert_same_step(got, want)
+    for cut, whole in zip(got[0].attention_counts, want[0].attention_counts, strict=True):
+        assert torch.equal(cut, whole)

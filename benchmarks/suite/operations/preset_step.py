@@ -89,16 +89,17 @@ def _without_native(
 def _statistics(config: RunConfig) -> Sampler:
     """Wraps the functions that compute them inside real steps, until it is closed."""
     trainer, watch = our_trainer(config), Stopwatch()
-    originals = {name: getattr(step, name) for name in ("_detached", "_combined")}
+    originals = {name: getattr(step, name) for name in ("_detached", "summed")}
     for name, function in originals.items():
         setattr(step, name, watch.wrap(function))
-    records = watch.wrap(loop._Interval.records)
+    records = watch.wrap(loop.Interval.records)
 
     def sample() -> float:
         watch.seconds, started = 0.0, time.perf_counter()
-        interval = loop._Interval()
-        interval.add(trainer.step())
-        records(interval, trainer, 1.0)
+        interval = loop.Interval()
+        taken = trainer.step()
+        interval.add(taken, 1.0, config)
+        records(interval, trainer, taken.learning_rate)
         return 100 * watch.seconds / (time.perf_counter() - started)
 
     def close() -> None:

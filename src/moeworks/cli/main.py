@@ -19,6 +19,7 @@ A verb's module is imported when the verb runs, so that --help does not wait for
 import importlib
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -198,7 +199,16 @@ def _dispatch(argv: list[str]) -> int:
     name, *rest = current_spelling(argv)
     verb = VERBS[name]
     arguments = importlib.import_module(verb.module).parse(rest)
-    return importlib.import_module(verb.work).run(arguments) or 0
+    work = importlib.import_module(verb.work)
+    with _sharing_cores():
+        return work.run(arguments) or 0
+
+
+def _sharing_cores() -> AbstractContextManager[None]:
+    """For verbs that compute, that is those that have imported torch: leave other processes their cores."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    return importlib.import_module("moeworks.ops.native.cores").sharing_cores()
 
 
 def _help() -> str:

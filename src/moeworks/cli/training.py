@@ -88,7 +88,7 @@ class _Session:
     def _main_first(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the main rank and then on the others, which leave in silence if it failed there."""
         if not self.world.is_main:
-            if self.world.any(False):
+            if self.world.any(False, preparing=True):
                 raise SystemExit(2)
             return work()
         failed = True
@@ -96,7 +96,7 @@ class _Session:
             result = work()
             failed = False
         finally:
-            self.world.any(failed)
+            self.world.any(failed, preparing=True)
         return result
 
     def _set_up(self, stack: ExitStack) -> tuple[Trainer, MetricsSink | None]:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moeworks.config.layout import LayerPatternConfig, NormConfig
-from moeworks.config.mixers import GQAConfig, MixerConfig, MLAConfig, check_shared_indexers
+from moeworks.config.mixers import (
+    GQAConfig,
+    MixerConfig,
+    MixtureOfAttentionConfig,
+    MLAConfig,
+    check_shared_indexers,
+)
 from moeworks.config.router import RouterConfig
 from moeworks.errors import check
 
@@ -211,6 +217,12 @@ class ModelConfig:
         """The mixer of one layer, counted from 0."""
         choice = 0 if self.layer_mixers is None else self.layer_mixers[layer]
         return (self.attention, *self.mixers)[choice]
+
+    @property
+    def mixtures_of_attention(self) -> tuple[tuple[int, MixtureOfAttentionConfig], ...]:
+        """The layers whose mixer is a mixture of attention, each with its config."""
+        mixers = ((layer, self.mixer(layer)) for layer in range(self.num_layers))
+        return tuple((layer, m) for layer, m in mixers if isinstance(m, MixtureOfAttentionConfig))
 
     @property
     def mtp_like(self) -> int:

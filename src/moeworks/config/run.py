@@ -181,6 +181,7 @@ class RunConfig:
             self.model.router.check_trainable()
         self._check_balance()
         self._check_pools()
+        self._check_attention()
         self._check_validation()
 
     def _check_balance(self) -> None:
@@ -230,6 +231,19 @@ class RunConfig:
             balance.num_devices,
             f"must equal router.num_groups = {router.num_groups}: its groups are the devices",
         )
+
+    def _check_attention(self) -> None:
+        """Balance losses hold for mixtures of attention too."""
+        balance = self.balance
+        for _, mixer in self.model.mixtures_of_attention:
+            rule = "must be 0 with a mixture of attention, whose router has no noise to smooth its load"
+            check(balance.load_coef == 0, "balance.load_coef", balance.load_coef, rule)
+            check(
+                mixer.num_experts % balance.num_devices == 0,
+                "balance.num_devices",
+                balance.num_devices,
+                f"must divide the number of experts of the mixture of attention, {mixer.num_experts}",
+            )
 
     def _check_pools(self) -> None:
         router, balance = self.model.router, self.balance

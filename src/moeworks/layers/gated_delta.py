@@ -31,6 +31,9 @@ class RecurrentCache(Protocol):
 class GatedDeltaNet(nn.Module):
     """Convolved queries, keys and values, decays, a step size per head, a normalised, gated output."""
 
+    row_wise = ("conv",)
+    """Parameters whose rows are filters of their own, and no matrix that maps one space to another."""
+
     def __init__(self, config: ModelConfig, mixer: GatedDeltaConfig) -> None:
         super().__init__()
         self.mixer = mixer

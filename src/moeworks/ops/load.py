@@ -26,6 +26,12 @@ def breadth(counts_E: Tensor, top_k: int) -> Tensor:
     return ((effective_experts(counts_E) - top_k) / (experts - top_k)).clamp(0, 1)
 
 
+def max_violation(counts_lE: Tensor) -> Tensor:
+    """MaxVio, float64 [...] of counts [..., E]: max_e c_e / mean c - 1 (Wang et al. 2024, section 4.1)."""
+    counts = counts_lE.double()
+    return counts.amax(dim=-1) / counts.mean(dim=-1).clamp(min=1e-12) - 1
+
+
 @dataclass(frozen=True)
 class LoadFigures:
     """One value per layer."""
@@ -45,7 +51,7 @@ def load_figures(counts_lE: Tensor) -> LoadFigures:
     load = counts / counts.sum(dim=1, keepdim=True).clamp(min=1e-12)
     uniform = torch.log(torch.tensor(float(max(counts.shape[1], 2)), dtype=torch.float64))
     return LoadFigures(
-        max_vio=(counts / mean_l1).amax(dim=1).sub(1).tolist() if counts.numel() else [],
+        max_vio=max_violation(counts_lE).tolist() if counts.numel() else [],
         dead_experts=(counts < DEAD_LOAD * mean_l1).sum(dim=1).tolist(),
         load_entropy=(torch.special.entr(load).sum(dim=1) / uniform).tolist(),
     )

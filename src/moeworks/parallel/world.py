@@ -1,6 +1,6 @@
 """Data parallelism: who takes part, and sums over all of them."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from moeworks.errors import check
 
-_PATIENCE = timedelta(days=1)  # the others wait while the main rank tokenises a large corpus
+_PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others in a step, a validation or a checkpoint before it gives up."""
+_PREPARATION = timedelta(days=2)
+"""How long the others wait while the main rank prepares a large corpus."""
 _BUCKET_ELEMENTS = 16 * 1024 * 1024
 
 
@@ -22,6 +25,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    preparation: dist.ProcessGroup | None = None
+    """The same processes, on the CPU and with more patience: for what comes before the first step."""
 
     @property
     def is_main(self) -> bool:
@@ -34,21 +39,46 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sums of `tensors` over all ranks, added in float64 and sent as one message."""
+        if self.size == 1 or not tensors:
+            return list(tensors)
+        flat = self.sum_(torch.cat([tensor.reshape(-1).double() for tensor in tensors]))
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.to(tensor.dtype).view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
     def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; a missing one counts as 0."""
+        """Replace every gradient by its sum over ranks.
+
+        One that is missing on some ranks counts as 0 there. One that is missing on all of them stays missing:
+        optimizers then leave the parameter alone, as they do with one process.
+        """
         if self.size == 1:
             return
-        for bucket in _buckets([p for p in parameters if p.requires_grad]):
+        trained = [p for p in parameters if p.requires_grad]
+        present = [float(p.grad is not None) for p in trained]
+        somewhere = self.sum_(torch.tensor(present, device=self.device)).tolist()
+        for bucket in _buckets([p for p, count in zip(trained, somewhere, strict=True) if count]):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = self.sum_(torch.cat([g.reshape(-1) for g in gradients]))
             pieces = flat.split([p.numel() for p in bucket])
             for parameter, piece in zip(bucket, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on at least one rank."""
+    def share_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace every tensor by that of the main rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def any(self, flag: bool, *, preparing: bool = False) -> bool:
+        """Whether `flag` is set on at least one rank; with `preparing`, ranks wait for days."""
         if self.size == 1:
             return flag
+        if preparing and self.preparation is not None:
+            found = torch.tensor(float(flag))
+            dist.all_reduce(found, group=self.preparation)
+            return bool(found > 0)
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
 
     def wait(self) -> None:
@@ -81,7 +111,8 @@ def join_world(device: str = "auto") -> Generator[World]:
         "nccl" if use_gpu else "gloo", timeout=_PATIENCE, device_id=local if use_gpu else None
     )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local)
+        preparation = dist.new_group(backend="gloo", timeout=_PREPARATION)
+        yield World(dist.get_rank(), dist.get_world_size(), local, preparation)
     finally:
         dist.destroy_process_group()
 

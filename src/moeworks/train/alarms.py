@@ -36,6 +36,10 @@ class Figures:
     """[layers]: largest minus smallest expert_bias; None for routers without."""
     domain_counts: Tensor | None
     """int64 [domains, layers, E]; None where there is one domain, or too many."""
+    attention_counts: tuple[Tensor, ...] = ()
+    """int64 [E] per layer with a mixture of attention: assignments of its own experts."""
+    attention_logit_size_l: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """The logit sizes of those layers."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,18 @@ class Reading:
     """"" for alarms that are not of a domain."""
     value: float
     badness: float
+    part: str = ""
+    """"attention" for a mixture of attention, "" for the layer's MoE."""
 
     @property
     def key(self) -> str:
         """Names it in the state."""
-        return f"{self.alarm}/{self.layer}/{self.domain}"
+        return "/".join((self.alarm, str(self.layer), self.domain, *([self.part] if self.part else [])))
+
+    @property
+    def place(self) -> str:
+        """The layer in words."""
+        return f"the mixture of attention of layer {self.layer}" if self.part else f"layer {self.layer}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,9 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
         breadth_l, dead = _in_pools(figures, pools, top_k)
     else:
         breadth_l, dead = breadth(counts_lE, top_k).tolist(), load_figures(counts_lE).dead_experts
-    if alarms.breadth and breadth_l and _enough(counts_lE[0]):
+    if alarms.breadth and breadth_l and counts_lE.numel() and _enough(counts_lE[0]):
         add("route_collapse", breadth_l, _below(alarms.breadth))
-    if alarms.dead_share and dead and _enough(counts_lE[0]):
+    if alarms.dead_share and dead and counts_lE.numel() and _enough(counts_lE[0]):
         add("dying_experts", [n / counts_lE.shape[1] for n in dead], _above(alarms.dead_share))
     # A router that scores nothing has logits for form's sake, which say its choice as an exact softmax.
     if alarms.logit_size and config.model.router.choice.linear:
@@ -131,6 +142,27 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
                 # A layer that is collapsed serves no domain better: that is the other alarm's news.
                 own = [1.0 if whole < alarms.breadth else b for b, whole in zip(own, breadth_l, strict=True)]
                 add("domain_starvation", own, _below(alarms.domain_breadth), domain)
+    return readings + _attention_readings(figures, config)
+
+
+def _attention_readings(figures: Figures, config: RunConfig) -> list[Reading]:
+    """The figures of mixtures of attention that can be judged now."""
+    alarms, readings = config.alarms, []
+    sizes = figures.attention_logit_size_l.tolist()
+    for place, (layer, mixer) in enumerate(config.model.mixtures_of_attention):
+        values: list[tuple[str, float, Callable[[float], float]]] = []
+        if place < len(figures.attention_counts) and _enough(figures.attention_counts[place]):
+            counts_lE = figures.attention_counts[place][None]
+            if alarms.breadth:
+                values.append(
+                    ("route_collapse", *breadth(counts_lE, mixer.top_k).tolist(), _below(alarms.breadth))
+                )
+            if alarms.dead_share:
+                dead = load_figures(counts_lE).dead_experts[0] / mixer.num_experts
+                values.append(("dying_experts", dead, _above(alarms.dead_share)))
+        if alarms.logit_size and place < len(sizes):
+            values.append(("exploding_logits", sizes[place], _above(alarms.logit_size)))
+        readings += [Reading(name, layer, "", value, bad(value), "attention") for name, value, bad in values]
     return readings
 
 
@@ -189,16 +221,16 @@ def alarm_records(
 
     Layers that raise the same alarm at the same line share a record.
     """
-    if step <= config.alarms.grace_steps or not figures.counts_lE.numel():
+    if step <= config.alarms.grace_steps or not (figures.counts_lE.numel() or figures.attention_counts):
         return state, []
     readings = read_figures(figures, config, domains)
     state, raised, ended = advance(state, {r.key: r.badness for r in readings}, config.alarms)
     records = []
     for word, keys in (("raised", set(raised)), ("ended", set(ended))):
-        groups: dict[tuple[str, str], list[Reading]] = {}
+        groups: dict[tuple[str, str, str], list[Reading]] = {}
         for reading in readings:
             if reading.key in keys:
-                groups.setdefault((reading.alarm, reading.domain), []).append(reading)
+                groups.setdefault((reading.alarm, reading.domain, reading.part), []).append(reading)
         records += [_record(step, word, group, config) for group in groups.values()]
     return state, records
 
@@ -219,6 +251,8 @@ def _record(step: int, word: str, group: list[Reading], config: RunConfig) -> di
         "threshold": getattr(config.alarms, kind.threshold),
         "text": kind.text(worst, config),
     }
+    if worst.part:
+        record["part"] = worst.part
     if word == "raised":
         record |= {"cause": kind.cause, "knob": kind.knob(config)}
     return record
@@ -241,10 +275,13 @@ class AlarmKind:
 def _effective(reading: Reading, config: RunConfig) -> str:
     """Breadth in words."""
     router = config.model.router
-    if router.pools:
+    top_k, experts = router.top_k, router.num_routes
+    if reading.part:
+        mixer = dict(config.model.mixtures_of_attention)[reading.layer]
+        top_k, experts = mixer.top_k, mixer.num_experts
+    elif router.pools:
         return f"{reading.value:.0%} of the choice that its pool of experts offers"
-    count = router.top_k + reading.value * (router.num_routes - router.top_k)
-    return f"{count:.1f} of {router.num_routes} experts"
+    return f"{top_k + reading.value * (experts - top_k):.1f} of {experts} experts"
 
 
 def _more_balance(config: RunConfig) -> str:
@@ -260,20 +297,20 @@ def _more_balance(config: RunConfig) -> str:
 KINDS: Mapping[str, AlarmKind] = {
     "route_collapse": AlarmKind(
         "breadth",
-        lambda r, c: f"layer {r.layer} works as if it had {_effective(r, c)}",
+        lambda r, c: f"{r.place} works as if it had {_effective(r, c)}",
         "experts that win early learn more and win more often; balancing is off or too weak, or the learning"
         " rate too high for the router",
         _more_balance,
     ),
     "dying_experts": AlarmKind(
         "dead_share",
-        lambda r, c: f"{r.value:.0%} of the experts of layer {r.layer} do under 1 % of their fair share",
+        lambda r, c: f"{r.value:.0%} of the experts of {r.place} do under 1 % of their fair share",
         "an expert that is not chosen gets no gradient and stays as it is while the others improve",
         _more_balance,
     ),
     "exploding_logits": AlarmKind(
         "logit_size",
-        lambda r, c: f"the largest router logit of a token of layer {r.layer} is {r.value:.1f} on average",
+        lambda r, c: f"the largest router logit of a token of {r.place} is {r.value:.1f} on average",
         "nothing holds the logits: the router grows ever surer of itself, until rounding decides",
         lambda c: f"set balance.z_coef to 1e-3 or more (now {c.balance.z_coef:g}), or lower optimizer.lr",
     ),

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +19,14 @@ from moeworks.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from moeworks.config import RunConfig
 from moeworks.errors import TrainingError
 from moeworks.layers.router import expert_bias_of
 from moeworks.models.decoder import Decoder, moe_modules
-from moeworks.ops.load import load_figures
+from moeworks.ops.load import load_figures, max_violation
 from moeworks.train.alarms import AlarmState, Figures, alarm_records
 from moeworks.train.metrics import MetricsSink
 from moeworks.train.run_dir import RunDir
-from moeworks.train.step import StepLosses
 from moeworks.train.trainer import Step, Trainer
 
 
@@ -43,70 +44,123 @@ class Callbacks:
     """When a signal stops the run: its number."""
 
 
-class _Interval:
-    """Sums since the last line of metrics."""
+class Interval:
+    """Sums since the last line of metrics: all of them tensors, so that nothing waits for the device."""
 
-    def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._logit_sizes: list[Tensor] = []
-        self._domain_counts: Tensor | None = None
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        """Empty, or what `to_json` of an interrupted run's interval gave."""
+        saved = saved or {}
+        self.steps: int = saved.get("steps", 0)
+        self.seconds: float = saved.get("seconds", 0.0)
+        self._sums = {name: _tensor(value) for name, value in saved.get("sums", {}).items()}
 
-    def add(self, step: Step) -> None:
-        # Counts by domain are large: only their sum is kept.
-        watched = step.losses.watched
-        self._steps.append(replace(step, losses=replace(step.losses, watched=None)))
-        if watched is not None:
-            self._logit_sizes.append(watched.logit_size_l)
-            before = self._domain_counts
-            self._domain_counts = watched.domain_counts if before is None else before + watched.domain_counts
+    def to_json(self) -> dict[str, Any]:
+        """For the checkpoint; exact."""
+        sums = {name: value.tolist() for name, value in self._sums.items()}
+        return {"steps": self.steps, "seconds": self.seconds, "sums": sums}
 
-    def records(self, trainer: Trainer, seconds: float) -> list[dict[str, Any]]:
+    def add(self, step: Step, seconds: float, config: RunConfig) -> None:
+        """Count one step, which took `seconds`."""
+        self.steps += 1
+        self.seconds += seconds
+        for name, value in _figures(step, len(config.model.moe_layers)).items():
+            # Tensors without elements are what a dense model has, or one that is not watched.
+            if value.numel():
+                wide = value.double() if value.is_floating_point() else value
+                before = self._sums.get(name)
+                self._sums[name] = wide if before is None else before.to(wide.device) + wide
+
+    def records(self, trainer: Trainer, learning_rate: float) -> list[dict[str, Any]]:
         """The train record of these steps and, for a MoE, the routing record and what the alarms say."""
-        steps, progress = self._steps, trainer.progress
-        losses = [s.losses for s in steps]
-        layers = len(trainer.config.model.moe_layers)  # without those of MTP layers
-        counts_lE = torch.stack([x.counts_lE[:layers] for x in losses]).sum(dim=0)
-        train = trainer.config.train
+        config, progress, sums = trainer.config, trainer.progress, self._sums
+        counts_lE = sums.get("counts_lE", torch.zeros(0, 0, dtype=torch.int64))
+        tokens = self.steps * config.train.batch_size * config.train.seq_len
         record: dict[str, Any] = {
             "kind": "train",
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
             "tokens": progress.tokens,
-            "loss": _mean([x.loss for x in losses]),
-            "learning_rate": steps[-1].learning_rate,
-            "grad_norm": _mean([s.grad_norm for s in steps]),
-            "tokens_per_second": round(len(steps) * train.batch_size * train.seq_len / max(seconds, 1e-9), 1),
-            "balance": {name: _mean([x.balance[name] for x in losses]) for name in losses[0].balance},
-            **vars(load_figures(counts_lE)) | {"max_vio": _mean_max_vio(losses, layers)},
-            "dropped": torch.stack([x.dropped_l[:layers] for x in losses]).mean(dim=0).tolist(),
+            "loss": self._mean("loss"),
+            "learning_rate": learning_rate,
+            "grad_norm": self._mean("grad_norm"),
+            "tokens_per_second": round(tokens / max(self.seconds, 1e-9), 1),
+            "balance": self._means("balance"),
+            **vars(load_figures(counts_lE)) | {"max_vio": self._mean("max_vio_l", [])},
+            "dropped": self._mean("dropped_l", []),
         }
-        if losses[0].router:
-            record["router"] = {name: _mean([x.router[name] for x in losses]) for name in losses[0].router}
-        if trainer.config.model.num_mtp_layers:
-            record["mtp_loss"] = _mean([x.mtp for x in losses])
-        if not counts_lE.numel():
-            return [record]
+        if router := self._means("router"):
+            record["router"] = router
+        if config.model.num_mtp_layers:
+            record["mtp_loss"] = self._mean("mtp")
+        if attention := self._attention():
+            record["attention"] = attention
         routing = {"kind": "routing", "step": progress.step, "tokens_per_expert": counts_lE.tolist()}
-        return [record, routing, *self._alarms(trainer, counts_lE)]
+        return [record, *([routing] if counts_lE.numel() else []), *self._alarms(trainer, counts_lE)]
+
+    def _mean(self, name: str, absent: Any = None) -> Any:
+        return (self._sums[name] / self.steps).tolist() if name in self._sums else absent
+
+    def _means(self, group: str) -> dict[str, float]:
+        """The means of all figures under `group/`, by their own names."""
+        names = [name for name in self._sums if name.startswith(f"{group}/")]
+        return {name.removeprefix(f"{group}/"): self._mean(name) for name in names}
+
+    def _attention_counts(self) -> list[Tensor]:
+        return [value for name, value in self._sums.items() if name.startswith("attention_counts/")]
+
+    def _attention(self) -> dict[str, list[Any]]:
+        """The load figures of mixtures of attention, one value per layer that has one."""
+        each = [vars(load_figures(counts_E[None])) for counts_E in self._attention_counts()]
+        return {name: [figures[name][0] for figures in each] for name in each[0]} if each else {}
 
     def _alarms(self, trainer: Trainer, counts_lE: Tensor) -> list[dict[str, Any]]:
         """The alarms that these steps raise and end; their state goes into the progress."""
-        if not self._logit_sizes or self._domain_counts is None:
+        sizes = [self._sums.get(name) for name in ("logit_size_l", "attention_logit_size_l")]
+        if all(size is None for size in sizes):
             return []
         routers = [moe.router for moe in moe_modules(trainer.model)][: len(counts_lE)]
         biases = [expert_bias_of(router) for router in routers]
         spreads = [b.max() - b.min() for b in biases if b is not None]
+        logit_size_l, attention_logit_size_l = (
+            torch.zeros(0) if size is None else size / self.steps for size in sizes
+        )
         figures = Figures(
             counts_lE=counts_lE,
-            logit_size_l=torch.stack(self._logit_sizes).mean(dim=0),
+            logit_size_l=logit_size_l,
             bias_spread_l=torch.stack(spreads) if spreads else None,
-            domain_counts=self._domain_counts if len(self._domain_counts) else None,
+            domain_counts=self._sums.get("domain_counts"),
+            attention_counts=tuple(self._attention_counts()),
+            attention_logit_size_l=attention_logit_size_l,
         )
         progress, state = trainer.progress, AlarmState.from_json(trainer.progress.alarms)
         domains = trainer.corpus.domains
         state, records = alarm_records(state, figures, trainer.config, domains, progress.step)
         progress.alarms = state.to_json()
         return records
+
+
+def _figures(step: Step, layers: int) -> dict[str, Tensor]:
+    """What a step adds to the sums, by name; `layers` MoE layers are not of MTP layers."""
+    losses, watched = step.losses, step.losses.watched
+    counts_lE = losses.counts_lE[:layers]
+    figures = {
+        "loss": losses.loss,
+        "grad_norm": step.grad_norm,
+        "mtp": losses.mtp,
+        "counts_lE": counts_lE,
+        # The mean over steps of each step's MaxVio, which no pooling of steps makes smaller.
+        "max_vio_l": max_violation(counts_lE) if counts_lE.numel() else losses.loss.new_zeros(0),
+        "dropped_l": losses.dropped_l[:layers],
+        **{f"balance/{name}": loss for name, loss in losses.balance.items()},
+        **{f"router/{name}": loss for name, loss in losses.router.items()},
+        **{f"attention_counts/{n:04}": counts_E for n, counts_E in enumerate(losses.attention_counts)},
+    }
+    return figures if watched is None else figures | vars(watched)
+
+
+def _tensor(value: Any) -> Tensor:
+    """A sum as it was before `tolist`: int64 of whole numbers, which are counts, else float64."""
+    return torch.from_numpy(np.array(value))
 
 
 def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Callbacks) -> bool:
@@ -116,25 +170,29 @@ def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Ca
     naming the last good checkpoint.
     """
     config, progress = trainer.config.train, trainer.progress
+    trainer.share_weights()
     with _signals() as stop:
-        interval, interval_start = _Interval(), progress.seconds
+        interval, progress.interval = Interval(progress.interval), {}
         while progress.step < config.steps:
             started = time.perf_counter()
             step = _guarded_step(trainer, run)
-            progress.seconds += time.perf_counter() - started
-            interval.add(step)
+            seconds = time.perf_counter() - started
+            progress.seconds += seconds
+            interval.add(step, seconds, trainer.config)
             callbacks.on_step(trainer, step)
             stopping = trainer.world.any(bool(stop))
             validating = _due(progress.step, config.eval_every, config.steps)
-            saving = stopping or _due(progress.step, config.checkpoint_every, config.steps)
-            # A checkpoint ends the interval too: what it has counted is on disk then, and resumes exactly.
+            saving = _due(progress.step, config.checkpoint_every, config.steps)
             if saving or validating or _due(progress.step, config.log_every, config.steps):
-                for record in interval.records(trainer, progress.seconds - interval_start):
+                for record in interval.records(trainer, step.learning_rate):
                     _emit(record, sink, callbacks)
-                interval, interval_start = _Interval(), progress.seconds
+                interval = Interval()
             improved = validating and _evaluate(trainer, sink, callbacks)
-            if saving or improved:
+            if stopping or saving or improved:
+                # A stop ends no interval: a resumed run goes on with it, and its record is that of one piece.
+                progress.interval = interval.to_json() if interval.steps else {}
                 save(trainer, run, sink)
+                progress.interval = {}
             if stop:
                 callbacks.on_signal(stop[0])
             if stopping:
@@ -187,15 +245,6 @@ def _emit(record: dict[str, Any], sink: MetricsSink | None, callbacks: Callbacks
 
 def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
-
-
-def _mean_max_vio(losses: list[StepLosses], layers: int) -> list[float]:
-    """Per layer the mean over steps of each step's MaxVio, which no pooling of steps makes smaller."""
-    return torch.tensor([load_figures(x.counts_lE[:layers]).max_vio for x in losses]).mean(dim=0).tolist()
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack(values).mean())
 
 
 _STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

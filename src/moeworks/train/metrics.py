@@ -5,12 +5,14 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
     {"kind": "train", "step", "seconds", "tokens", "loss", "learning_rate", "grad_norm",
      "tokens_per_second", "balance": {name: raw loss}, "max_vio": [per MoE layer], "dead_experts": [...],
      "load_entropy": [...], "dropped": [...], "mtp_loss" where the model has MTP layers,
-     "router": {name: loss} where routers have losses of their own}
+     "router": {name: loss} where routers have losses of their own,
+     "attention": {"max_vio", "dead_experts", "load_entropy"} with a value per mixture of attention}
         over the steps since the line before: means, dead_experts and load_entropy of the pooled counts
     {"kind": "routing", "step", "tokens_per_expert": [[E] per MoE layer]}     likewise
     {"kind": "alarm", "step", "alarm": route_collapse | dying_experts | exploding_logits | bias_runaway |
      domain_starvation, "state": "raised" | "ended", "layers": [indices in the model], "domain": name or "",
-     "values": [per layer], "threshold", "text"; of a raised one "cause" and "knob" too}
+     "values": [per layer], "threshold", "text"; of a raised one "cause" and "knob" too; "part": "attention"
+     where it is about mixtures of attention}
         told once when it starts and once when it ends; config/alarms.py explains the figures
     {"kind": "eval", "step", "seconds", "loss", "bits_per_byte",
      "domains": {name: {"bits_per_byte", "bytes", "tokens"}}}   of train.eval_tokens of text

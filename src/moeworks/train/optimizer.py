@@ -40,10 +40,15 @@ def group_parameters(model: nn.Module) -> ParameterGroups:
 
     A hidden matrix has two dimensions, or three for a stack of them. It is none of: a bias or a stack of
     biases (`bias` ends its name), a matrix of one row or column (a gate), part of `embed`, `lm_head` or a
-    `router`.
+    `router`, or what its module lists as `row_wise`.
     """
     trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    hidden = [name for name, param in trained if _is_hidden_matrix(name, param)]
+    row_wise = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "row_wise", ())
+    }
+    hidden = [name for name, param in trained if name not in row_wise and _is_hidden_matrix(name, param)]
     fused = [name for name in hidden if _FUSED_PAIR in name.split(".")]
     return ParameterGroups(
         matrices=tuple(name for name in hidden if name not in set(fused)),

@@ -4,11 +4,12 @@ The loss of a step is a mean over the tokens of the global batch, whatever its d
 and ranks: each micro-batch adds its sum over the step's total, and gradients are summed over ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from moeworks.ops.losses import (
 )
 from moeworks.ops.mtp import mtp_loss
 from moeworks.ops.routing import Routing, count_assignments
+from moeworks.parallel.sums import summed
 from moeworks.parallel.world import World
 
 
@@ -35,6 +37,8 @@ class Watched:
 
     logit_size_l: Tensor
     """[MoE layers]: mean over valid tokens of the largest absolute router logit."""
+    attention_logit_size_l: Tensor
+    """[layers with a mixture of attention]: the same of their routers."""
     domain_counts: Tensor
     """int64 [domains, MoE layers, E]; no rows where domains are not watched."""
 
@@ -55,6 +59,8 @@ class StepLosses:
     """int64 [MoE layers, E]: tokens_per_expert of the step, those of MTP layers last."""
     dropped_l: Tensor
     """[MoE layers]: share of assignments that capacity dropped."""
+    attention_counts: tuple[Tensor, ...] = ()
+    """int64 [E] per layer with a mixture of attention: tokens of each of its experts."""
     statistics: tuple[Statistics, ...] = ()
     """Per MoE layer what its router's state moves by, those of MTP layers last."""
     watched: Watched | None = None
@@ -81,20 +87,20 @@ def accumulate_gradients(
     `routers` are those whose statistics `update_routers` will read and whose own losses count, in the order
     of the routings. `watched_domains` is the number of domains whose assignments are counted on their own.
     """
-    total = _total_tokens(batches, world)
-    totals = _totals_ahead(model, batches, config, world)
+    total, seed = _total_tokens(batches, world), drawn_seed()
+    totals = _totals_ahead(model, batches, config, world, seed)
     parts: list[StepLosses] = []
-    for batch in batches:
+    for batch in micro_batches(batches, seed):
         with autocast(config, world.device):
             output = _run(model, batch, ahead=config.model.num_mtp_layers > 0)
         share = batch.valid_BL.sum() / total
-        summed, token_losses_T = _cross_entropies(output, batch)
-        cross_entropy = summed / total
+        entropy_sum, token_losses_T = _cross_entropies(output, batch)
+        cross_entropy = entropy_sum / total
         routings = _with_token_losses(routers, output.routings, token_losses_T)
         # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
-        balanced = routings[: len(config.model.moe_layers)]
+        balanced = _balanced(output, config)
         if totals is None and world.size > 1 and _needs_totals(config.balance):
-            totals = [_summed([step_totals(r, config.balance)], world) for r in balanced]
+            totals = summed([[step_totals(r, config.balance) for r in balanced]], world)
         balance = balance_losses(balanced, config.balance, totals)
         # A step-wide loss is the whole step's already; of the others this micro-batch has its share.
         shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
@@ -105,10 +111,13 @@ def accumulate_gradients(
         statistics = router_statistics(routers, routings, config.balance)
         own = {name: value / total for name, value in own.items()}
         part = _detached(routings, cross_entropy, balance, own, share, ahead, statistics)
+        counts = tuple(r.tokens_per_expert() for r in output.attention_routings)
+        part = replace(part, attention_counts=counts)
         if config.alarms.enabled and balanced:
-            part = replace(part, watched=_watched(balanced, batch, share, watched_domains))
+            part = replace(part, watched=_watched(output, batch, share, watched_domains, config))
         parts.append(part)
-    return _combined(parts, world)
+    # Every part carries its share of the step already.
+    return summed(parts, world)
 
 
 def routers_of(model: nn.Module) -> list[RouterModule]:
@@ -194,8 +203,25 @@ def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
     return world.sum_(torch.stack([batch.valid_BL.sum() for batch in batches]).sum().double())
 
 
+def micro_batches(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
+    """The batches, each on random numbers of its own: another pass over any of them draws the same."""
+    for number, batch in enumerate(batches):
+        torch.manual_seed(mixed_seed(seed, number))
+        yield batch
+
+
+def drawn_seed() -> int:
+    """A seed from torch's random numbers, for `micro_batches`."""
+    return int(torch.randint(2**62, ()))
+
+
+def mixed_seed(*parts: int) -> int:
+    """A seed that depends on every one of `parts`, and is unlike that of their neighbours."""
+    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
+
+
 def _totals_ahead(
-    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World
+    model: Callable[..., DecoderOutput], batches: Sequence[Batch], config: RunConfig, world: World, seed: int
 ) -> list[StepTotals] | None:
     """The step's totals before its first backward pass, for the losses that need them.
 
@@ -205,24 +231,21 @@ def _totals_ahead(
     if len(batches) == 1 or not _needs_totals(config.balance):
         return None
     parts = []
-    devices = [world.device] if world.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        for batch in batches:
+    with torch.no_grad():
+        for batch in micro_batches(batches, seed):
             with autocast(config, world.device):
-                routings = _run(model, batch).routings
-            parts.append([step_totals(r, config.balance) for r in routings])
-    return [_summed([part[layer] for part in parts], world) for layer in range(len(parts[0]))]
+                output = _run(model, batch)
+            parts.append([step_totals(r, config.balance) for r in _balanced(output, config)])
+    return summed(parts, world)
+
+
+def _balanced(output: DecoderOutput, config: RunConfig) -> tuple[Routing, ...]:
+    """The decisions that balance losses read: those of MoE layers, without MTP, and mixtures of attention."""
+    return output.routings[: len(config.model.moe_layers)] + output.attention_routings
 
 
 def _needs_totals(balance: BalanceConfig) -> bool:
     return any(getattr(balance, f"{name}_coef") for name in STEP_WIDE)
-
-
-def _summed(parts: Sequence[StepTotals], world: World) -> StepTotals:
-    """The sum over micro-batches and ranks."""
-    names = [f.name for f in fields(StepTotals)]
-    sums = {name: torch.stack([getattr(p, name) for p in parts]).sum(dim=0) for name in names}
-    return StepTotals(**{name: world.sum_(value) for name, value in sums.items()})
 
 
 def _stack_counts(
@@ -257,25 +280,27 @@ def _detached(
 
 
 @torch.no_grad()
-def _watched(routings: Sequence[Routing], batch: Batch, share: Tensor, domains: int) -> Watched:
-    valid_T, domain_T1 = batch.valid_BL.flatten(), batch.domain_ids_BL.reshape(-1, 1)
-    sizes = [_logit_size(routing, valid_T) * share for routing in routings]
-    experts = routings[0].num_experts
+def _watched(output: DecoderOutput, batch: Batch, share: Tensor, domains: int, config: RunConfig) -> Watched:
+    routings = output.routings[: len(config.model.moe_layers)]
+    valid_T = batch.valid_BL.flatten()
+
+    def sizes(of: Sequence[Routing]) -> Tensor:
+        return torch.stack([_logit_size(r, valid_T) * share for r in of]) if of else share.new_zeros(0)
+
+    return Watched(
+        sizes(routings), sizes(output.attention_routings), _domain_counts(routings, batch, valid_T, domains)
+    )
+
+
+def _domain_counts(routings: Sequence[Routing], batch: Batch, valid_T: Tensor, domains: int) -> Tensor:
+    """int64 [domains, layers, E]: assignments of the tokens of each domain."""
+    experts = routings[0].num_experts if routings else 0
+    if not routings or not domains:
+        return torch.zeros(0, len(routings), experts, dtype=torch.int64, device=valid_T.device)
     # An expert of a domain is an expert of its own, and so is its empty slot, which is left out in the end.
-    ids = experts + 1
-    counts = (
-        [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
-        if domains
-        else []
-    )
-    device = share.device
-    empty = torch.zeros(0, len(routings), experts, dtype=torch.int64, device=device)
-    by_domain = (
-        torch.stack(counts).view(len(routings), domains, ids).transpose(0, 1)[..., :experts]
-        if domains
-        else empty
-    )
-    return Watched(torch.stack(sizes), by_domain)
+    ids, domain_T1 = experts + 1, batch.domain_ids_BL.reshape(-1, 1)
+    counts = [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
+    return torch.stack(counts).view(len(routings), domains, ids).transpose(0, 1)[..., :experts]
 
 
 def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
@@ -286,29 +311,3 @@ def _logit_size(routing: Routing, valid_T: Tensor) -> Tensor:
         logits_TE = logits_TE.masked_fill(logits_TE == -torch.inf, 0.0)
     size_T = logits_TE.abs().amax(dim=1)
     return (size_T * valid_T).sum() / valid_T.sum().clamp(min=1)
-
-
-def _combined(parts: Sequence[StepLosses], world: World) -> StepLosses:
-    """The sum over micro-batches and ranks: every part already carries its share."""
-    return StepLosses(
-        loss=world.sum_(torch.stack([p.loss for p in parts]).sum()),
-        mtp=world.sum_(torch.stack([p.mtp for p in parts]).sum()),
-        balance={k: world.sum_(torch.stack([p.balance[k] for p in parts]).sum()) for k in parts[0].balance},
-        router={k: world.sum_(torch.stack([p.router[k] for p in parts]).sum()) for k in parts[0].router},
-        counts_lE=world.sum_(torch.stack([p.counts_lE for p in parts]).sum(dim=0)),
-        dropped_l=world.sum_(torch.stack([p.dropped_l for p in parts]).sum(dim=0)),
-        statistics=tuple(
-            {name: world.sum_(value) for name, value in sums.items()}
-            for sums in summed_statistics([p.statistics for p in parts])
-        ),
-        watched=_combined_watch([p.watched for p in parts if p.watched is not None], world),
-    )
-
-
-def _combined_watch(parts: Sequence[Watched], world: World) -> Watched | None:
-    if not parts:
-        return None
-    return Watched(
-        logit_size_l=world.sum_(torch.stack([p.logit_size_l for p in parts]).sum(dim=0)),
-        domain_counts=world.sum_(torch.stack([p.domain_counts for p in parts]).sum(dim=0)),
-    )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,16 @@ from moeworks.parallel.world import World
 from moeworks.train.adamw import clip_scale, gradient_norm
 from moeworks.train.optimizer import build_optimizers, first_nonfinite_gradient
 from moeworks.train.schedule import lr_scale
-from moeworks.train.step import StepLosses, accumulate_gradients, autocast, routers_of, update_routers
+from moeworks.train.step import (
+    StepLosses,
+    accumulate_gradients,
+    autocast,
+    drawn_seed,
+    micro_batches,
+    mixed_seed,
+    routers_of,
+    update_routers,
+)
 
 MOST_DOMAINS = 64
 """So many are watched by the alarms: a domain costs a count per layer and expert in every step."""
@@ -42,6 +50,8 @@ class Progress:
     best_bits_per_byte: float | None = None
     alarms: dict[str, Any] = field(default_factory=dict)
     """AlarmState.to_json: which alarms are on."""
+    interval: dict[str, Any] = field(default_factory=dict)
+    """Interval.to_json: sums since the last line of metrics, of a run that a signal stopped in between."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,10 @@ class Trainer:
         self._forward: Callable[..., DecoderOutput] = self.model
         if config.train.compile:
             self._forward = torch.compile(self.model)
+
+    def share_weights(self) -> None:
+        """Give all ranks the main rank's weights: equal also where the random numbers of hosts differ."""
+        self.world.share_([*self.model.parameters(), *self.model.buffers()])
 
     def step(self) -> Step:
         """Take one optimizer step. Raises TrainingError when a loss or gradient is not finite."""
@@ -148,7 +162,7 @@ class Trainer:
         return [self.loader.rows(start, rows).to(world.device).typed(self._types) for start in starts]
 
     def _seed_step(self) -> None:
-        torch.manual_seed(_mixed_seed(self.config.train.seed, self.progress.step, self.world.rank))
+        torch.manual_seed(mixed_seed(self.config.train.seed, self.progress.step, self.world.rank))
 
     def _diagnosis(self, batches: list[Batch], losses: StepLosses) -> str:
         """What was not finite in this step, and in which module."""
@@ -156,7 +170,7 @@ class Trainer:
 
         def forward() -> None:
             with autocast(self.config, self.world.device):
-                for batch in batches:
+                for batch in micro_batches(batches, drawn_seed()):
                     self.model(
                         batch.tokens_BL,
                         document_ids_BL=batch.document_ids_BL,
@@ -210,10 +224,6 @@ def _count_tokens_for(routers: list[RouterModule], corpus: PreparedCorpus, vocab
         counts_V = corpus.train.token_counts(vocab_size)
         for router in asking:
             router.set_token_counts_(counts_V)
-
-
-def _mixed_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
 
 
 def build_model(config: RunConfig, device: torch.device) -> Decoder:

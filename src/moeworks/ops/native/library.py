@@ -75,7 +75,7 @@ class Library:
 
         Two sets of threads would take the cores from each other: torch's spin for a while after an operator.
         """
-        self._lib.mw_use_openmp(None if own else _torch_openmp())
+        self._lib.mw_use_openmp(None if own else torch_openmp())
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised CPU tensor whose memory comes from, and goes back to, the library's cache.
@@ -169,7 +169,7 @@ def _find() -> Path | None:
 
 
 @cache
-def _torch_openmp() -> int | None:
+def torch_openmp() -> int | None:
     """The address of the function that starts a parallel region in torch's OpenMP library, if it has one."""
     path = Path(torch.__file__).parent / "lib" / f"libtorch_cpu{_SUFFIX}"
     try:
