@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moeworks.errors import ConfigError, check
+from moeworks.errors import ConfigError, DataError, check
 from moeworks.trace.header import LAYER_FIELDS, TraceHeader
 
 PHASES = ("prefill", "decode", "train")
@@ -143,6 +143,24 @@ def whole_numbers(values: Any, field: str, dtype: Any) -> np.ndarray:
     fits = bool(least <= array.min() and array.max() <= most)
     check(fits, field, _extremes(array), f"must lie between {least} and {most}")
     return array.astype(wanted)
+
+
+def small_ids(ids: np.ndarray, computed: np.ndarray, num_experts: int, source: str) -> np.ndarray:
+    """Expert ids [T, ...] of a dump in the format's dtype; tokens that were not `computed` have id 0.
+
+    Raises DataError, naming `source`, for ids that are no integers, or that are neither an expert's nor the
+    -1 that marks a token that was not computed.
+    """
+    if ids.dtype.kind not in "iu":
+        raise DataError(f"{source}: its ids are {ids.dtype}; they must be integers")
+    for bad in (ids[ids < -1], ids[ids >= num_experts]):
+        if bad.size:
+            raise DataError(
+                f"{source}: has the id {int(bad[0])}, and num_experts is {num_experts}: ids lie between 0 and"
+                f" {num_experts - 1}, or are -1 in tokens that were not computed"
+            )
+    kept = np.where(computed.reshape(-1, *[1] * (ids.ndim - 1)), ids, 0)
+    return kept.astype(id_dtype(num_experts))
 
 
 def half_floats(values: Any) -> np.ndarray:
