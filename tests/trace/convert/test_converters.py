@@ -272,3 +272,21 @@ def test_filler_of_tokens_never_computed_stays_invalid(tmp_path):
         from_vllm(tmp_path / "a.npy", num_experts=256),
     ):
         assert trace.ids(0).tolist() == [[1, 255], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        dict(records=5, last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64)),
+        dict(records=[5], last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64)),
+        dict(
+            records=[dict(topk_ids_of_layer=5, input_ids=[1], positions=[0], forward_mode=EXTEND)],
+            last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64),
+        ),
+        dict(records=[], last_physical_to_logical_map=None),
+    ],
+)
+def test_hostile_sglang_dumps(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(DataError):
+        from_sglang(tmp_path / "a.pt")
