@@ -66,3 +66,11 @@ def test_film_is_relative_load() -> None:
 
 def test_gaps() -> None:
     assert series("x", [1, 2], np.array([np.nan, 2.0])).y == (None, 2.0)
+
+
+def test_a_run_of_other_settings_has_a_file_of_its_own(tmp_path):
+    from_lab = tmp_path / "results.json"
+    from_lab.write_text("the lab's own")
+    summary = summarise(LABS["shared"], results(LABS["shared"]), {}, quick=False)
+    assert write_summary(tmp_path, summary, other="-5-steps-1-seeds").name == "results-5-steps-1-seeds.json"
+    assert from_lab.read_text() == "the lab's own"

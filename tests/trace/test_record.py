@@ -115,3 +115,8 @@ def test_a_dense_model_and_rows_that_do_not_fit(model):
     output = model(random_batch().tokens_BL)
     with pytest.raises(ConfigError, match="routing rows = 48: must be the 3 tokens"):
         record(output.routings, token_columns(3), model_header(model.config))
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(1, 8), torch.full((1, 8), 1e-40)])
+def test_entropy_of_scores_that_have_underflowed(scores):
+    assert router_entropy(scores).item() == pytest.approx(np.log(8), abs=1e-5)

@@ -238,7 +238,8 @@ class DecoderSubject(OurSubject):
         assert isinstance(model, Decoder)
         model = _own_round_trip(model, self.fresh(seed=9), folder)
         assert isinstance(model, Decoder)
-        model.origin = getattr(self._module, "origin", None)
+        assert isinstance(self._module, Decoder)
+        model.origin = self._module.origin
         try:
             save(model, folder / "published")
         except ConfigError:  # a model that no published family can express
