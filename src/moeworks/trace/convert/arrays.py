@@ -49,7 +49,7 @@ def from_arrays(
         raise DataError(f"{path}: the lengths of the sequences do not add up to the tokens")
     count = sum(len(part) for part in ids)
     flat = np.concatenate(lengths)
-    computed = (np.concatenate(ids) >= 0).all(axis=(1, 2))
+    computed = np.all(np.concatenate(ids) >= 0, axis=(1, 2))
     tokens = token_columns(
         count,
         valid=computed,

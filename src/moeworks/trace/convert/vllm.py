@@ -61,7 +61,7 @@ def from_vllm(
     header = TraceHeader(
         num_experts=num_experts, top_k=ids.shape[2], layers=chosen, model=model, engine="vLLM"
     )
-    computed = (ids[:, chosen] >= 0).all(axis=(1, 2))
+    computed = np.all(ids[:, chosen] >= 0, axis=(1, 2))
     columns = tuple(
         LayerColumns(small_ids(ids[:, layer], computed, num_experts, str(path))) for layer in chosen
     )
