@@ -12,7 +12,9 @@ from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 def from_saved(folder: Path, model_type: str) -> PreTrainedModel:
     """What transformers reads from a folder. Its automatic class does not know of Mistral 4's text model."""
     kind = Mistral4ForCausalLM if model_type == "mistral4" else AutoModelForCausalLM
-    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return kind.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+    ).eval()
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     if tiny.model_type == "mistral4":
         model = Mistral4ForCausalLM._from_config(config, attn_implementation="eager").float().eval()
     else:
-        model = AutoModelForCausalLM.from_config(config).float().eval()
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().eval()
     randomise_(model, seed)
     return model
 

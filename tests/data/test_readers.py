@@ -150,8 +150,8 @@ def use_datasets(monkeypatch: pytest.MonkeyPatch, load_dataset: object) -> None:
 
 
 def test_a_hugging_face_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, split: str, streaming: bool) -> Iterator[dict]:
-        assert (name, split, streaming) == ("someone/poems", "train", True)
+    def load_dataset(name: str, split: str, streaming: bool, trust_remote_code: bool) -> Iterator[dict]:
+        assert (name, split, streaming, trust_remote_code) == ("someone/poems", "train", True, False)
         return iter([{"text": "one"}, {"text": ""}, {"text": "three"}])
 
     use_datasets(monkeypatch, load_dataset)

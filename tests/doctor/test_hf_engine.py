@@ -24,7 +24,7 @@ from moeworks.trace import RoutingTrace
 def saved(folder: Path, config) -> Path:
     config.vocab_size = VOCAB
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     randomise_(model)
     model.save_pretrained(folder)
     byte_backend(framed=True).save(str(folder / "tokenizer.json"))
@@ -66,7 +66,7 @@ def test_an_unknown_family(unknown, texts, tmp_path, capsys):
     # The first context, alone and without padding, in the model itself.
     first = np.flatnonzero(trace.tokens.sequence == trace.tokens.sequence[0])
     tokens = torch.from_numpy(trace.tokens.token_id[first].astype(np.int64))[None]
-    model = AutoModelForCausalLM.from_pretrained(unknown)
+    model = AutoModelForCausalLM.from_pretrained(unknown, trust_remote_code=False)
     logits = []
     model.model.layers[3].feed_forward.gate.register_forward_hook(lambda m, a, out: logits.append(out[0]))
     with torch.no_grad():

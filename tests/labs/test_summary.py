@@ -77,3 +77,11 @@ def test_keys_of_figures_are_names(tmp_path, key) -> None:
     write_summary(tmp_path, replace(summary, figures=(figure,)))
     with pytest.raises(DataError, match=r"figures\.key"):
         read_summary(tmp_path)
+
+
+def test_a_run_of_other_settings_has_a_file_of_its_own(tmp_path):
+    from_lab = tmp_path / "results.json"
+    from_lab.write_text("the lab's own")
+    summary = summarise(LABS["shared"], results(LABS["shared"]), {}, quick=False)
+    assert write_summary(tmp_path, summary, other="-5-steps-1-seeds").name == "results-5-steps-1-seeds.json"
+    assert from_lab.read_text() == "the lab's own"

@@ -39,7 +39,9 @@ def test_minicpm_moe_is_granite_moe_with_its_experts_apart(tmp_path):
         embedding_multiplier=12.0, residual_multiplier=1.4 / layers**0.5, logits_scaling=width / base,
         attention_multiplier=(width // 4) ** -0.5, rope_parameters=PLAIN, tie_word_embeddings=True,
     )  # fmt: skip
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", trust_remote_code=False
+    ).eval()
     randomise_(theirs)
     theirs.save_pretrained(tmp_path / "granite")
     tensors = {}
@@ -74,7 +76,7 @@ def test_deepseek_v1_is_v2s_experts_under_llamas_attention(tmp_path):
         rope_parameters=PLAIN, q_lora_rank=None, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=8,
         v_head_dim=8,
     )  # fmt: skip
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
     llama = LlamaConfig(**SIZES | dict(num_key_value_heads=4), intermediate_size=48, rope_parameters=PLAIN)
     llama._attn_implementation = "eager"
     for index, layer in enumerate(theirs.model.layers):
@@ -134,7 +136,9 @@ def test_longrope_of_phimoe_inside_the_original_context(tmp_path):
     config = AutoConfig.for_model(
         "phimoe", **SIZES, intermediate_size=20, num_local_experts=6, rope_parameters=rope
     )
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", trust_remote_code=False
+    ).eval()
     randomise_(theirs)
     theirs.save_pretrained(tmp_path)
     model = load(tmp_path, dtype=torch.float32)
@@ -152,7 +156,9 @@ def test_longrope_of_phimoe_beyond_the_original_context(tmp_path):
     sizes = dict(**SIZES, intermediate_size=20, num_local_experts=6)
     given = rope | dict(short_factor=rope["long_factor"])
     config = AutoConfig.for_model("phimoe", **sizes, rope_parameters=given)
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", trust_remote_code=False
+    ).eval()
     randomise_(theirs)
     theirs.save_pretrained(tmp_path)
     config = read_json(tmp_path / "config.json") | {"rope_parameters": rope}

@@ -26,7 +26,11 @@ def made(tmp_path_factory):
     """The transformers model, the folder that it saved, and one in the published layout."""
     options = longcat(MLA, n_routed_experts=ROUTED, zero_expert_num=IDENTITY, rope_parameters=PLAIN)
     config = AutoConfig.for_model("longcat_flash", **options)
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    theirs = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+        .float()
+        .eval()
+    )
     randomise_(theirs)
     saved, published = (tmp_path_factory.mktemp(name) for name in ("saved", "published"))
     theirs.save_pretrained(saved)

@@ -51,7 +51,7 @@ def test_bits_per_byte_of_a_story(folder, tmp_path, capsys):
     got = json.loads(
         output(capsys, "eval", folder, "--data", tmp_path / "story.txt", "--json", "--context", "128")
     )
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     ids = [1, *tokenizer(STORY * 8, add_special_tokens=False).input_ids]
     want = bits_of_transformers(theirs, ids, 128) / len(STORY * 8)
@@ -80,8 +80,10 @@ def test_smollm2_on_english(tmp_path, capsys):
         output(capsys, "eval", SMOLLM2, "--data", tmp_path / "wiki.txt", "--json", "--context", "256")
     )
     place = dict(pretrained_model_name_or_path=SMOLLM2.parent, gguf_file=SMOLLM2.name)
-    theirs = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(**place)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        **place, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(**place, trust_remote_code=False)
     ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
     want = bits_of_transformers(theirs, ids, 256) / len(text.encode())
     assert got["tokens"] == len(ids) - 1

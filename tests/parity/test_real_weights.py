@@ -51,7 +51,7 @@ def bits_per_byte(logits: torch.Tensor, ids: list[int]) -> float:
 
 @torch.no_grad()
 def test_logits_and_bits_per_byte_are_those_of_transformers(folder, vocabulary):
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     model = load(folder)
     assert sum(p.numel() for p in model.parameters()) == 260_032
     ids = encode(TEXT, vocabulary)

@@ -173,7 +173,7 @@ def test_static_hit_rate_needs_only_the_counts(scope):
 
 def test_static_hit_rates_of_published_counts():
     """OLMoE, Mixtral and an upcycled model with dead experts, by sorting each layer's counts."""
-    with np.load(real_file("traces/expert_counts_real.npz")) as file:
+    with np.load(real_file("traces/expert_counts_real.npz"), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     for name, matrix in arrays.items():
         counts = ExpertCounts(("all",), tuple(range(len(matrix))), matrix[None])

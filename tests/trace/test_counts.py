@@ -56,7 +56,7 @@ def test_steps_are_groups(tmp_path):
 
 def test_published_counts(tmp_path):
     """OLMoE's and Mixtral's counts of five domains, and an upcycled model with dead experts."""
-    with np.load(real_file("traces/expert_counts_real.npz")) as file:
+    with np.load(real_file("traces/expert_counts_real.npz"), allow_pickle=False) as file:
         olmoe = {k.partition("__")[2]: file[k] for k in file.files if k.startswith("olmoe__")}
     np.savez(tmp_path / "olmoe.npz", **olmoe)
     counts = read_counts(tmp_path / "olmoe.npz", layers=(0, 7, 15))

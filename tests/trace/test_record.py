@@ -129,3 +129,8 @@ def test_routing_that_is_not_finite_is_an_error(model):
     output.routings[1].router_logits_TE[9] = torch.nan
     with pytest.raises(NotFiniteError, match="router of layer 1 is not finite at token 2 of document 1:"):
         record(output.routings, tokens, header)
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(1, 8), torch.full((1, 8), 1e-40)])
+def test_entropy_of_scores_that_have_underflowed(scores):
+    assert router_entropy(scores).item() == pytest.approx(np.log(8), abs=1e-5)

@@ -100,7 +100,7 @@ def _load_file(folder: Path, dtype: torch.dtype) -> Any:
 
 def _transformers(folder: Path, dtype: torch.dtype) -> Any:
     auto = required("transformers").AutoModelForCausalLM
-    return auto.from_pretrained(folder, dtype=dtype)
+    return auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
 
 
 _WAYS: dict[str, Callable[[Path, torch.dtype], Any]] = {

@@ -47,7 +47,7 @@ def read_hugging_face(name: str, config: CorpusConfig) -> Iterator[Document]:
     """
     datasets = require("datasets", extra="hf")
     try:
-        rows = datasets.load_dataset(name, split="train", streaming=True)
+        rows = datasets.load_dataset(name, split="train", streaming=True, trust_remote_code=False)
         for index, row in enumerate(rows):
             document = document_from_record(row, config, name.rpartition("/")[2], f"hf:{name}:{index}")
             if document is not None:

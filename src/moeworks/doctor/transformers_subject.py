@@ -205,7 +205,7 @@ class TransformersSubject(Subject):
     def save_and_load(self, model: nn.Module, folder: Path) -> nn.Module:
         assert isinstance(model, PreTrainedModel)
         model.save_pretrained(folder)
-        return type(model).from_pretrained(folder, dtype=torch.float32).eval()
+        return type(model).from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
     def adapt(self, model: nn.Module) -> Adapted:
         names = [

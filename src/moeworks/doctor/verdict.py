@@ -32,7 +32,7 @@ class Invariant:
     explanation: str
     """One paragraph."""
     pitfalls: tuple[int, ...]
-    """Numbers in the list of docs/pitfalls.md that it guards against."""
+    """Keys of `moeworks.doctor.pitfalls.PITFALLS` that it guards against."""
     examine: Callable[[Subject], Outcome]
     top_k_only: bool = False
     """It holds a model against the definition of top-k of each token's own scores."""

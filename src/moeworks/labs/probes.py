@@ -157,7 +157,7 @@ def held_out_trace(model: Decoder, held_out: HeldOut) -> RoutingTrace:
 def batch_dependence(bench: Bench) -> Found:
     """The same row of tokens beside others: does what comes out for it change?
 
-    The row is read first beside copies of other held-out rows, and then beside other ones, in evaluation
+    The row is read first beside other training rows, and then beside other ones, in evaluation
     mode and in batches of one shape. `batch_logit_change` is the greatest change of a logit,
     `batch_argmax_change` the share of positions whose most probable token changes.
     """

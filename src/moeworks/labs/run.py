@@ -64,6 +64,8 @@ def run_lab(
 ) -> LabSummary:
     """Measure what is missing, write results.json (of a quick run: results-quick.json), and return it.
 
+    Other numbers of steps or seeds than the lab's own have a file of their own, named after them.
+
     Args:
         machine: what to say of the machine, in the results.
         plan: hears all cells, and returns what is to hear of each one's progress.
@@ -90,7 +92,10 @@ def run_lab(
     results = Results(outcome.records, [arm.name for arm in lab.arms], lab.baseline)
     facts = _facts(config, corpus, budget, held_out) | dict(machine)
     summary = summarise(lab, results, facts, quick=run.quick)
-    write_summary(folder, summary)
+    own = lab.quick if run.quick else lab.full
+    write_summary(
+        folder, summary, other="" if budget == own else f"-{budget.steps}-steps-{budget.seeds}-seeds"
+    )
     return summary
 
 

@@ -99,9 +99,12 @@ def summarise(lab: Lab, results: Results, setting: Mapping[str, str], *, quick: 
     )
 
 
-def write_summary(folder: Path, summary: LabSummary) -> Path:
-    """Write results.json, or results-quick.json, into the lab's folder, and return its path."""
-    path = folder / ("results-quick.json" if summary.quick else "results.json")
+def write_summary(folder: Path, summary: LabSummary, *, other: str = "") -> Path:
+    """Write results.json, or results-quick.json, into the lab's folder, and return its path.
+
+    `other` is added to the name: what tells a run with settings of its own from the lab's results.
+    """
+    path = folder / f"results{'-quick' if summary.quick else ''}{other}.json"
     write_atomically(path, json.dumps(to_dict(summary), indent=1, allow_nan=False).encode())
     return path
 
@@ -113,6 +116,8 @@ def read_summary(folder: Path) -> LabSummary:
     """
     path = folder / "results.json"
     path = path if path.is_file() else folder / "results-quick.json"
+    others = sorted(folder.glob("results-*.json"))
+    path = others[0] if others and not path.is_file() else path
     try:
         summary = from_dict(LabSummary, json.loads(path.read_bytes()))
         for figure in summary.figures:  # keys name files and elements of the page

@@ -112,6 +112,7 @@ def join_world(device: str = "auto") -> Generator[World]:
     )
     try:
         preparation = dist.new_group(backend="gloo", timeout=_PREPARATION)
+        assert isinstance(preparation, dist.ProcessGroup)  # an int where this rank is no member
         yield World(dist.get_rank(), dist.get_world_size(), local, preparation)
     finally:
         dist.destroy_process_group()

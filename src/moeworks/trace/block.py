@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from moeworks.errors import check
+from moeworks.errors import ConfigError, DataError, check
 from moeworks.trace.header import LAYER_FIELDS, TraceHeader
 
 PHASES = ("prefill", "decode", "train")
@@ -91,36 +92,101 @@ def token_columns(
     """TokenColumns of `count` tokens in the dtypes of the format, with defaults for what is not given.
 
     Without `sequence` all tokens are one; without `position` they are numbered inside each sequence; without
-    `document` each sequence is one.
+    `document` each sequence is one. Raises ConfigError for values that a column cannot hold.
     """
-    sequence_T = np.zeros(count, np.int32) if sequence is None else np.asarray(sequence).astype(np.int32)
+    sequence_T = np.zeros(count, np.int32)
+    if sequence is not None:
+        sequence_T = whole_numbers(sequence, "tokens.sequence", np.int32)
     defaults: Mapping[str, np.ndarray] = {
         "token_id": np.full(count, -1),
         "position": _places(sequence_T),
         "document": sequence_T,
-        "domain": np.zeros(count),
-        "phase": np.zeros(count),
-        "valid": np.ones(count),
+        "domain": np.zeros(count, np.int32),
+        "phase": np.zeros(count, np.int8),
+        "valid": np.ones(count, np.bool_),
     }
     given = dict(
         token_id=token_id, position=position, document=document, domain=domain, phase=phase, valid=valid
     )
     columns = {
-        name: (defaults[name] if value is None else np.asarray(value)).astype(_DTYPES.get(name, np.int32))
+        name: whole_numbers(
+            defaults[name] if value is None else value, f"tokens.{name}", _DTYPES.get(name, np.int32)
+        )
         for name, value in given.items()
     }
-    for name, column in columns.items():
+    for name, column in {"sequence": sequence_T, **columns}.items():
         check(column.shape == (count,), f"tokens.{name}", column.shape, f"must have the shape ({count},)")
+    for name, labels in (("domain", domains), ("phase", PHASES)):
+        codes = columns[name]
+        good = not count or bool(codes.min() >= 0 and codes.max() < len(labels))
+        check(good, f"tokens.{name}", _extremes(codes), f"must be indices into {len(labels)} labels")
     return TokenColumns(sequence=sequence_T, domains=tuple(domains), **columns)
 
 
-_DTYPES = {"phase": np.int8, "valid": np.bool_}
+_DTYPES: Mapping[str, type[np.generic]] = {"phase": np.int8, "valid": np.bool_}
+
+
+def whole_numbers(values: Any, field: str, dtype: Any) -> np.ndarray:
+    """`values` as an array of integers or booleans of `dtype`, each of them what it was.
+
+    Raises ConfigError, naming `field`, for numbers with a fraction and for those that `dtype` cannot hold.
+    """
+    wanted = np.dtype(dtype)
+    array = _array(values, field)
+    if array.dtype == wanted:
+        return array
+    if not array.size:
+        return array.astype(wanted)
+    whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+    check(whole, field, f"{array.dtype} {array.shape}", "must be whole numbers")
+    least, most = (0, 1) if wanted.kind == "b" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
+    fits = bool(least <= array.min() and array.max() <= most)
+    check(fits, field, _extremes(array), f"must lie between {least} and {most}")
+    return array.astype(wanted)
+
+
+def small_ids(ids: np.ndarray, computed: np.ndarray, num_experts: int, source: str) -> np.ndarray:
+    """Expert ids [T, ...] of a dump in the format's dtype; tokens that were not `computed` have id 0.
+
+    Raises DataError, naming `source`, for ids that are no integers, or that are neither an expert's nor the
+    -1 that marks a token that was not computed.
+    """
+    if ids.dtype.kind not in "iu":
+        raise DataError(f"{source}: its ids are {ids.dtype}; they must be integers")
+    for bad in (ids[ids < -1], ids[ids >= num_experts]):
+        if bad.size:
+            raise DataError(
+                f"{source}: has the id {int(bad[0])}, and num_experts is {num_experts}: ids lie between 0 and"
+                f" {num_experts - 1}, or are -1 in tokens that were not computed"
+            )
+    kept = np.where(computed.reshape(-1, *[1] * (ids.ndim - 1)), ids, 0)
+    return kept.astype(id_dtype(num_experts))
+
+
+def half_floats(values: Any) -> np.ndarray:
+    """`values` as float16; finite numbers beyond its range become its largest number."""
+    array = np.asarray(values)
+    if array.dtype == np.float16:
+        return array
+    limit = np.finfo(np.float16).max
+    return np.where(np.isfinite(array), np.clip(array, -limit, limit), array).astype(np.float16)
+
+
+def _array(values: Any, field: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{field}: is no array of numbers: {error}") from error
+
+
+def _extremes(array: np.ndarray) -> str:
+    return f"{array.min()} .. {array.max()}" if array.size else "nothing"
 
 
 def _places(sequence: np.ndarray) -> np.ndarray:
     """The number of each token inside its run of equal sequence numbers."""
     if not len(sequence):
-        return np.zeros(0)
+        return np.zeros(0, np.int32)
     starts = np.flatnonzero(np.r_[True, sequence[1:] != sequence[:-1]])
     return np.arange(len(sequence)) - np.repeat(starts, np.diff(np.r_[starts, len(sequence)]))
 

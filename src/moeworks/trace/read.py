@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 from moeworks.errors import DataError, check
 from moeworks.trace.block import LayerColumns, TokenColumns, TraceBlock, check_block
 from moeworks.trace.header import TraceHeader, decode_header
-from moeworks.trace.schema import TOKEN_TYPES, layer_columns_of, to_batch, token_columns_of, trace_schema
+from moeworks.trace.schema import (
+    TOKEN_TYPES,
+    check_columns,
+    layer_columns_of,
+    to_batch,
+    token_columns_of,
+    trace_schema,
+)
 
 
 @runtime_checkable
@@ -88,12 +95,22 @@ class RoutingTrace:
         return columns if self._rows is None else columns.take(self._rows)
 
     def layer(self, layer: int) -> LayerColumns:
-        """All columns of one MoE layer, by its index in the model."""
+        """All columns of one MoE layer, by its index in the model.
+
+        Raises DataError for ids that are no experts of the model.
+        """
+        return self._in_range(self.unchecked_layer(layer), layer)
+
+    def unchecked_layer(self, layer: int) -> LayerColumns:
+        """All columns of one MoE layer as they stand, whatever its ids are: what a validator looks at."""
         return self._layer(layer, self.header)
 
     def ids(self, layer: int) -> np.ndarray:
-        """uint8 or uint16 [T, K]: the experts of one layer, best first."""
-        return self._layer(layer, replace(self.header, fields=())).ids
+        """uint8 or uint16 [T, K]: the experts of one layer, best first.
+
+        Raises DataError for ids that are no experts of the model.
+        """
+        return self._in_range(self._layer(layer, replace(self.header, fields=())), layer).ids
 
     def weights(self, layer: int) -> np.ndarray:
         """float16 [T, K]. Raises DataError when the trace has no weights."""
@@ -134,8 +151,18 @@ class RoutingTrace:
                 low, high = np.searchsorted(self._rows, [start, stop])
                 rows = self._rows[low:high] - start
                 block = TraceBlock(block.tokens.take(rows), tuple(x.take(rows) for x in block.layers))
+            for number, columns in zip(self.header.layers, block.layers, strict=True):
+                self._in_range(columns, number)
             yield block
             start = stop
+
+    def _in_range(self, columns: LayerColumns, layer: int) -> LayerColumns:
+        if columns.ids.size and columns.ids.max() >= self.header.num_ids:
+            raise DataError(
+                f"layer {layer} of the trace holds the id {columns.ids.max()}, and there are"
+                f" {self.header.num_experts} experts: physical experts, or a -1 that was cast?"
+            )
+        return columns
 
     def _layer(self, layer: int, header: TraceHeader) -> LayerColumns:
         check(layer in self.header.layers, "layer", layer, f"must be one of {self.header.layers}")
@@ -175,7 +202,10 @@ class _File:
     def read(self, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
         try:
             if row_group is None:
-                return self._file.read(list(columns))
-            return self._file.read_row_group(row_group, list(columns))
-        except (OSError, pa.ArrowException) as error:
+                table = self._file.read(list(columns))
+            else:
+                table = self._file.read_row_group(row_group, list(columns))
+            check_columns(table, str(self._path))
+        except (OSError, MemoryError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DataError(f"{self._path}: is damaged: {error}") from error
+        return table

@@ -67,11 +67,10 @@ def record_layer(routing: Routing, header: TraceHeader) -> LayerColumns:
         header.empty_slots,
         "the routing may have empty slots, which the header must say",
     )
-    small = torch.uint8 if id_dtype(header.num_ids) == np.uint8 else torch.uint16
     fields = header.fields
     logits_TE = routing.router_logits_TE
     return LayerColumns(
-        ids=routing.expert_ids_TK.to(small).cpu().numpy(),
+        ids=_small_ids(routing.expert_ids_TK, header),
         weights=_half(routing.routing_weights_TK) if "weights" in fields else None,
         kept=_kept(routing) if "kept" in fields else None,
         # At most log E: it fits.
@@ -101,7 +100,33 @@ def router_entropy(probs_TE: Tensor) -> Tensor:
     # H(p / s) = log s - sum p log p / s, in place: a tenth of what recording costs is here.
     total_T = probs_TE.sum(dim=1)
     products_TE = probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log_().mul_(probs_TE)
-    return (total_T.log() - products_TE.sum(dim=1) / total_T).clamp(min=0)
+    entropy_T = (total_T.log() - products_TE.sum(dim=1) / total_T).clamp(min=0)
+    faint_T = total_T < _FAINT
+    if bool(faint_T.any()):
+        entropy_T[faint_T] = _faint_entropy(probs_TE[faint_T]).to(entropy_T.dtype)
+    return entropy_T
+
+
+_FAINT = 1e-20
+"""Scores that sum to less have lost their digits to underflow, or are all 0."""
+
+
+def _faint_entropy(probs_TE: Tensor) -> Tensor:
+    """Entropy of scores that have underflowed; log E where all of them are 0, since they are equal."""
+    exact_TE = probs_TE.double()
+    total_T1 = exact_TE.sum(dim=1, keepdim=True)
+    share_TE = torch.where(total_T1 > 0, exact_TE / total_T1, 1 / probs_TE.shape[1])
+    return torch.special.entr(share_TE).sum(dim=1)
+
+
+def _small_ids(ids_TK: Tensor, header: TraceHeader) -> np.ndarray:
+    """Expert ids in the trace's dtype. Raises ConfigError for an id that is none of the header's."""
+    if ids_TK.numel():
+        least, most = (int(bound) for bound in ids_TK.aminmax())
+        good = least >= 0 and most < header.num_ids
+        check(good, "expert_ids_TK", f"{least} .. {most}", f"must lie between 0 and {header.num_ids - 1}")
+    small = torch.uint8 if id_dtype(header.num_ids) == np.uint8 else torch.uint16
+    return ids_TK.to(small).cpu().numpy()
 
 
 def choice_margin(logits_TE: Tensor, expert_ids_TK: Tensor, *, variable: bool = True) -> Tensor:

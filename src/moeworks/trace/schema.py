@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moeworks.trace.block import PHASES, LayerColumns, TokenColumns, TraceBlock, id_dtype
+from moeworks.errors import DataError
+from moeworks.trace.block import (
+    PHASES,
+    LayerColumns,
+    TokenColumns,
+    TraceBlock,
+    half_floats,
+    id_dtype,
+    whole_numbers,
+)
 from moeworks.trace.header import METADATA_KEY, TraceHeader
 
 _LABEL = pa.dictionary(pa.int32(), pa.string())
@@ -67,15 +76,16 @@ def to_batch(block: TraceBlock, header: TraceHeader, schema: pa.Schema) -> pa.Re
     """The block as Arrow; shapes are those that check_block asks for."""
     tokens = block.tokens
     columns: list[pa.Array] = [
-        pa.array(getattr(tokens, name)) for name in ("token_id", "position", "sequence", "document")
+        pa.array(whole_numbers(getattr(tokens, name), f"tokens.{name}", np.int32))
+        for name in ("token_id", "position", "sequence", "document")
     ]
     columns.append(_labels(tokens.domain, tokens.domains))
     columns.append(_labels(tokens.phase, PHASES))
-    columns.append(pa.array(tokens.valid))
-    for layer in block.layers:
+    columns.append(pa.array(whole_numbers(tokens.valid, "tokens.valid", np.bool_)))
+    for number, layer in zip(header.layers, block.layers, strict=True):
         for name in ("ids", *header.fields):
             kind = _layer_type(name, header)
-            columns.append(_to_arrow(getattr(layer, name), kind))
+            columns.append(_to_arrow(getattr(layer, name), kind, f"{name}_{number}"))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -83,10 +93,14 @@ def _labels(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string()))
 
 
-def _to_arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+def _to_arrow(values: np.ndarray, kind: pa.DataType, field: str) -> pa.Array:
     leaf = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-    dtype = np.dtype(np.bool_) if pa.types.is_boolean(leaf) else np.dtype(leaf.to_pandas_dtype())
-    flat = pa.array(np.ascontiguousarray(values, dtype=dtype).reshape(-1))
+    if pa.types.is_floating(leaf):
+        stored = half_floats(values)
+    else:
+        dtype = np.bool_ if pa.types.is_boolean(leaf) else leaf.to_pandas_dtype()
+        stored = whole_numbers(values, field, dtype)
+    flat = pa.array(np.ascontiguousarray(stored).reshape(-1))
     return flat if leaf is kind else pa.FixedSizeListArray.from_arrays(flat, type=kind)
 
 
@@ -110,6 +124,31 @@ def label_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
     names = tuple(column.chunk(0).dictionary.to_pylist()) if column.num_chunks else ()
     codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate([np.zeros(0, np.int32), *codes]).astype(np.int32), names
+
+
+def check_columns(table: pa.Table, source: str) -> None:
+    """Raise DataError, naming `source`, for columns with nulls and for phases that the format does not have.
+
+    Nulls would become NaN where whole numbers are meant, or shift the tokens behind them.
+    """
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        nulls = sum(_nulls(chunk) for chunk in column.chunks)
+        if nulls:
+            raise DataError(
+                f"{source}: column {name} has {nulls:,} nulls; a trace has a value for every token"
+            )
+    if "phase" in table.column_names:
+        unknown = [name for name in label_codes(table["phase"])[1] if name not in PHASES]
+        if unknown:
+            raise DataError(f"{source}: the phase {unknown[0]!r} is unknown; known: {', '.join(PHASES)}")
+
+
+def _nulls(array: pa.Array) -> int:
+    """Nulls of an array, of the elements of its lists, or of its labels."""
+    if pa.types.is_dictionary(array.type):
+        return array.null_count + array.dictionary.null_count
+    inner = array.flatten().null_count if pa.types.is_fixed_size_list(array.type) else 0
+    return array.null_count + inner
 
 
 def token_columns_of(table: pa.Table) -> TokenColumns:

@@ -40,7 +40,7 @@ def validate_trace(trace: RoutingTrace) -> list[Finding]:
     # Where every token has all experts, equal rows and equal layers are what a good recording holds.
     whole = trace.header.top_k == trace.header.num_experts and not trace.header.empty_slots
     for number in trace.header.layers:
-        layer = trace.layer(number)
+        layer = trace.unchecked_layer(number)
         findings += _layer_findings(number, layer, trace.header)
         if previous is not None and len(previous) and not whole and np.array_equal(previous, layer.ids):
             text = f"layer {number} is equal to the layer before it in every token: one was written twice"
@@ -119,7 +119,7 @@ def _shifted_tokens(trace: RoutingTrace) -> Iterator[Finding]:
     if len(tokens) < 64 or (tokens.token_id < 0).any():
         return
     number = trace.header.layers[0]
-    top = trace.ids(number)[:, 0].astype(np.int64)
+    top = trace.unchecked_layer(number).ids[:, 0].astype(np.int64)
     fits = {offset: _agreement(np.roll(tokens.token_id, offset), top) for offset in (-1, 0, 1)}
     best = max(fits, key=lambda offset: fits[offset])
     if best and fits[best] - fits[0] > SHIFT_GAP + 4 / np.sqrt(len(tokens)):
@@ -150,7 +150,7 @@ def _collisions(trace: RoutingTrace) -> Iterator[Finding]:
     left, right = order[:-1][pairs], order[1:][pairs]
     differing = []
     for number in trace.header.layers:
-        ids = np.sort(trace.ids(number), axis=1)
+        ids = np.sort(trace.unchecked_layer(number).ids, axis=1)
         differing.append((ids[left] != ids[right]).any(axis=1).mean())
     usual = float(np.median(differing))
     for number, share in zip(trace.header.layers, differing, strict=True):

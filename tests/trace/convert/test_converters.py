@@ -241,3 +241,52 @@ def test_bad_arrays(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
         from_arrays(tmp_path / "a.npz", num_experts=4)
+
+
+@pytest.mark.parametrize("bad", [300, 64, -2])
+@pytest.mark.parametrize("kind", ["arrays", "vllm"])
+def test_ids_that_are_no_experts_are_refused(tmp_path, bad, kind):
+    ids = np.array([[[1, bad]], [[2, 3]]])
+    np.savez(tmp_path / "a.npz", a_ids=ids)
+    np.save(tmp_path / "a.npy", ids)
+    with pytest.raises(DataError, match=f"has the id {bad}, and num_experts is 64"):
+        if kind == "arrays":
+            from_arrays(tmp_path / "a.npz", num_experts=64)
+        else:
+            from_vllm(tmp_path / "a.npy", num_experts=64)
+
+
+def test_ids_with_a_fraction_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a_ids=np.array([[[1, 2.9]]]))
+    with pytest.raises(DataError, match="its ids are float64"):
+        from_arrays(tmp_path / "a.npz", num_experts=64)
+
+
+def test_filler_of_tokens_never_computed_stays_invalid(tmp_path):
+    """At 256 experts a cast -1 would be expert 255."""
+    ids = np.array([[[1, 255]], [[-1, -1]], [[2, 3]]], np.int32)
+    np.savez(tmp_path / "a.npz", a_ids=ids)
+    np.save(tmp_path / "a.npy", ids)
+    for trace in (
+        from_arrays(tmp_path / "a.npz", num_experts=256),
+        from_vllm(tmp_path / "a.npy", num_experts=256),
+    ):
+        assert trace.ids(0).tolist() == [[1, 255], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        dict(records=5, last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64)),
+        dict(records=[5], last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64)),
+        dict(
+            records=[dict(topk_ids_of_layer=5, input_ids=[1], positions=[0], forward_mode=EXTEND)],
+            last_physical_to_logical_map=torch.zeros(1, 4, dtype=torch.int64),
+        ),
+        dict(records=[], last_physical_to_logical_map=None),
+    ],
+)
+def test_hostile_sglang_dumps(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(DataError):
+        from_sglang(tmp_path / "a.pt")

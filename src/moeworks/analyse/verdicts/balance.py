@@ -66,7 +66,7 @@ def _dead(inspection: Inspection) -> list[Verdict]:
         )
         return [Verdict("note", text, rule, "Trace more text to tell dead experts from rare ones.", test)]
     parts = [
-        f"layer {number}: {int(dead)} of {experts} experts dead"
+        f"layer {number}: {dead} of {experts} experts dead"
         for number, dead in _layers(inspection, surely.sum(axis=1))
         if dead
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from moeworks.errors import DataError
 from moeworks.files import write_atomically
-from moeworks.trace.block import LayerColumns, TraceBlock, id_dtype, token_columns
+from moeworks.trace.block import LayerColumns, TraceBlock, half_floats, small_ids, token_columns
 from moeworks.trace.header import TraceHeader
 from moeworks.trace.read import RoutingTrace
 
@@ -49,8 +49,10 @@ def from_arrays(
         raise DataError(f"{path}: the lengths of the sequences do not add up to the tokens")
     count = sum(len(part) for part in ids)
     flat = np.concatenate(lengths)
+    computed = np.all(np.concatenate(ids) >= 0, axis=(1, 2))
     tokens = token_columns(
         count,
+        valid=computed,
         sequence=np.repeat(np.arange(len(flat)), flat),
         domain=np.repeat(np.arange(len(domains)), [len(part) for part in ids]),
         domains=domains,
@@ -62,10 +64,8 @@ def from_arrays(
         fields=("weights",) if has_weights else (),
         model=model,
     )
-    all_ids = np.concatenate(ids).astype(id_dtype(num_experts))
-    all_weights = (
-        np.concatenate([w for w in weights if w is not None]).astype(np.float16) if has_weights else None
-    )
+    all_ids = small_ids(np.concatenate(ids), computed, num_experts, str(path))
+    all_weights = half_floats(np.concatenate([w for w in weights if w is not None])) if has_weights else None
     columns = tuple(
         LayerColumns(all_ids[:, i], None if all_weights is None else all_weights[:, i])
         for i in range(all_ids.shape[1])

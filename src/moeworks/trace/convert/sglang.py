@@ -16,7 +16,7 @@ import torch
 
 from moeworks.errors import DataError, check
 from moeworks.files import appearing
-from moeworks.trace.block import LayerColumns, TraceBlock, id_dtype, token_columns
+from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns, whole_numbers
 from moeworks.trace.convert.torch_archive import read_torch_archive
 from moeworks.trace.counts import ExpertCounts
 from moeworks.trace.header import TraceHeader
@@ -29,7 +29,9 @@ EXTEND, DECODE, MIXED, IDLE, TARGET_VERIFY, DRAFT_EXTEND = range(1, 7)
 def read_sglang_counts(path: str | Path) -> ExpertCounts:
     """The counts of a `stat` file, one group per buffered step. Raises DataError for another file."""
     content = _content(path, "logical_count")
-    counts = np.asarray(content["logical_count"], np.int64)
+    if not isinstance(content["logical_count"], np.ndarray):
+        raise DataError(f"{path}: logical_count is no tensor")
+    counts = whole_numbers(content["logical_count"], f"{path}: logical_count", np.int64)
     if counts.ndim != 3:
         raise DataError(f"{path}: logical_count is {counts.shape}, not [steps, layers, experts]")
     return ExpertCounts(tuple(f"step {i}" for i in range(len(counts))), tuple(range(counts.shape[1])), counts)
@@ -46,6 +48,13 @@ def from_sglang(path: str | Path, *, model: str = "unknown") -> RoutingTrace:
     Raises DataError for a file of another kind.
     """
     content = _content(path, "records")
+    try:
+        return _trace_of(content, path, model)
+    except (TypeError, AttributeError, LookupError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: its records are not as SGLang's recorder writes them: {error}") from error
+
+
+def _trace_of(content: dict[str, Any], path: str | Path, model: str) -> RoutingTrace:
     target = [record for record in content["records"] if _is_target(record, path)]
     records = [record for record in target if record["topk_ids_of_layer"].shape[1]]
     if not records:
@@ -139,7 +148,7 @@ def _block(
         physical = topk[number, :, : header.top_k]
         computed &= (physical >= 0).all(axis=1)
         ids = logical[number][np.maximum(physical, 0)]
-        layers.append(LayerColumns(ids.astype(id_dtype(header.num_experts))))
+        layers.append(LayerColumns(small_ids(ids, np.ones(count, np.bool_), header.num_experts, "the map")))
     decode = record["forward_mode"] in (DECODE, TARGET_VERIFY)
     tokens = token_columns(
         count,

@@ -35,7 +35,8 @@ _MARK = object()
 _MOST_ELEMENTS = 1 << 28
 """Of one tensor: a few bytes can claim any shape with strides of 0."""
 _DAMAGED = (
-    OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError,
+    OSError, EOFError, MemoryError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+    OverflowError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
 """What zipfile, pickletools and the steps below raise for bytes that make no sense."""

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from moeworks.errors import DataError, check
 from moeworks.files import write_atomically
-from moeworks.trace.block import LayerColumns, TraceBlock, id_dtype, token_columns
+from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns
 from moeworks.trace.header import TraceHeader
 from moeworks.trace.read import RoutingTrace
 
@@ -53,18 +53,19 @@ def from_vllm(
     if len(shapes) != 1:
         raise DataError(f"{path}: its completions differ in layers and top_k: {sorted(shapes)}")
     ids = np.concatenate([sequence.ids for sequence in sequences])
-    found = np.flatnonzero((ids != 0).any(axis=(0, 2)))
+    found = np.flatnonzero((ids > 0).any(axis=(0, 2)))
     chosen = tuple(int(layer) for layer in (found if layers is None else layers))
     if not chosen or chosen[-1] >= ids.shape[1]:
         raise DataError(f"{path}: has {ids.shape[1]} layers; none is left of {chosen or 'them'}")
     header = TraceHeader(
         num_experts=num_experts, top_k=ids.shape[2], layers=chosen, model=model, engine="vLLM"
     )
-    if ids.size and int(ids.max()) >= num_experts:
-        raise DataError(f"{path}: has the id {int(ids.max())}, and num_experts is {num_experts}")
-    small = id_dtype(num_experts)
-    columns = tuple(LayerColumns(ids[:, layer].astype(small)) for layer in chosen)
-    return RoutingTrace.from_blocks(header, [TraceBlock(_tokens(sequences), columns)])
+    computed = np.all(ids[:, chosen] >= 0, axis=(1, 2))
+    columns = tuple(
+        LayerColumns(small_ids(ids[:, layer], computed, num_experts, str(path))) for layer in chosen
+    )
+    tokens = replace(_tokens(sequences), valid=computed)
+    return RoutingTrace.from_blocks(header, [TraceBlock(tokens, columns)])
 
 
 def to_vllm(trace: RoutingTrace, path: str | Path) -> None:
@@ -106,7 +107,9 @@ def _sequences(path: Path) -> Iterator[_Sequence]:
         ) else json.loads(text)  # fmt: skip
         for response in responses if isinstance(responses, list) else [responses]:
             yield from _choices(response, path)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (
+        OSError, ValueError, EOFError, AttributeError, TypeError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(f"{path}: cannot be read as a response of vLLM: {error}") from error
 
 
