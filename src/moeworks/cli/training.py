@@ -67,8 +67,12 @@ class _Session:
         """Number of the signal that stopped the run."""
 
     def run(self) -> int:
+        with ExitStack() as claim:  # until the report is written
+            return self._run(claim)
+
+    def _run(self, claim: ExitStack) -> int:
         with ExitStack() as stack:
-            trainer, sink = self._main_first(lambda: self._set_up(stack))
+            trainer, sink = self._main_first(lambda: self._set_up(claim, stack))
             progress = trainer.progress
             display = TrainingDisplay(self.console, self.config.train.steps, progress.step, progress.alarms)
             stack.enter_context(display)
@@ -99,11 +103,11 @@ class _Session:
             self.world.any(failed, preparing=True)
         return result
 
-    def _set_up(self, stack: ExitStack) -> tuple[Trainer, MetricsSink | None]:
+    def _set_up(self, claim: ExitStack, stack: ExitStack) -> tuple[Trainer, MetricsSink | None]:
         """All that can fail before the first step."""
         check_division(self.config.train, self.world)
         check_named(self.config.model.router)
-        with self._claimed_directory(stack):
+        with self._claimed_directory(claim):
             corpus = self._prepare_corpus()
             trainer = Trainer(self.config, corpus, self.world)
             self._restore(trainer)
@@ -114,14 +118,14 @@ class _Session:
             return trainer, self._open_sink(trainer, stack)
 
     @contextmanager
-    def _claimed_directory(self, stack: ExitStack) -> Generator[None]:
-        """Lock the run's folder until `stack` ends, and make it before anything slow happens, so that
+    def _claimed_directory(self, claim: ExitStack) -> Generator[None]:
+        """Lock the run's folder until `claim` ends, and make it before anything slow happens, so that
         --resume works from then on. A start that fails takes away what it made.
         """
         if not self.world.is_main:
             yield
             return
-        is_new = stack.enter_context(self.directory.locked())
+        is_new = claim.enter_context(self.directory.locked())
         if self.resume:
             yield
             return

@@ -18,7 +18,6 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
      "domains": {name: {"bits_per_byte", "bytes", "tokens"}}}   of train.eval_tokens of text
 """
 
-import json
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from typing import Any
 from moeworks.config import RunConfig
 from moeworks.config.codec import to_dict
 from moeworks.errors import DataError, require
+from moeworks.records import json_text
 
 Logger = Callable[[dict[str, Any]], None]
 
@@ -49,7 +49,7 @@ class MetricsSink:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it is in the file when this returns."""
         with self._disk():
-            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.write(json_text(record, indent=None, ascii_only=True).encode() + b"\n")
             self._file.flush()
         for logger in self._loggers:
             logger(record)

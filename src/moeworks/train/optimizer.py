@@ -46,7 +46,7 @@ def group_parameters(model: nn.Module) -> ParameterGroups:
     row_wise = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        for name in getattr(module, "row_wise", ())
+        for name in getattr(type(module), "row_wise", ())
     }
     hidden = [name for name, param in trained if name not in row_wise and _is_hidden_matrix(name, param)]
     fused = [name for name in hidden if _FUSED_PAIR in name.split(".")]

@@ -9,7 +9,6 @@ runs/NAME/
   report.html        the page
 """
 
-import json
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from moeworks.config import RunConfig
 from moeworks.config.codec import from_dict, to_dict
 from moeworks.errors import CheckpointError, ConfigError
 from moeworks.files import LOCK, locked, make_folder, refused, write_atomically
+from moeworks.records import json_text
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises DataError when the disk refuses.
     """
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, (json_text(value, indent=1, ascii_only=True) + "\n").encode())
