@@ -9,6 +9,7 @@ runs/NAME/
   report.html        the page
 """
 
+import json
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
