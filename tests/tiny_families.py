@@ -203,6 +203,7 @@ TINY: dict[str, Tiny] = {
             rms_norm_eps=1e-2,
             layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
             mlp_layer_types=["dense", "sparse", "sparse", "sparse"], model_max_length=256,
+            max_position_embeddings=256,
         ),
         length=70,
     ),

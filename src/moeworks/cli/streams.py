@@ -19,7 +19,8 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TextIO
+from io import TextIOWrapper
+from typing import Any
 
 _READER_GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN}
 """What a pipe, a socket or a terminal without its other end answers."""
@@ -33,7 +34,8 @@ class SafeStream:
     """A text stream whose `write` and `flush` raise nothing but OutputLost, and that only when `ends` is
     set."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
+        """Wrap `stream`, a text file or what stands in the place of one."""
         self._stream = stream
         self.ends = False
         """The verb ends when this stream is lost."""
@@ -137,7 +139,7 @@ def is_quiet() -> bool:
     return _quiet
 
 
-def result_stream() -> TextIO | SafeStream:
+def result_stream() -> Any:
     """The stream of a verb's result: standard output."""
     return sys.stdout if _result is None else _result
 
@@ -148,7 +150,7 @@ def note(text: str) -> None:
         print(f"moeworks: note: {text}", file=sys.stderr, flush=True)
 
 
-def _null() -> TextIO:
+def _null() -> TextIOWrapper:
     return open(os.devnull, "w")
 
 
