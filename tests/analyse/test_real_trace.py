@@ -270,11 +270,11 @@ def test_overlap_and_saturation(trace, long):
 def test_experts(trace, long):
     found = expert_table(trace)
     rows = sql(
-        f"""with s as (select row, sum(w) total, max(w) most from a group by row),
+        f"""with s as (select row, sum(w) total, arg_max(rank, (w, -rank)) most from a group by row),
         n as (select l.e, count(*) uses, count(r.e) again from a l
         join (select distinct sequence, position - 1 as position from a) t using (sequence, position)
         left join a r on r.sequence = l.sequence and r.position = l.position + 1 and r.e = l.e group by l.e)
-        select e, count(*), count(*) / ({33279 * K} / {EXPERTS}), avg((w = most)::int), avg(w / total),
+        select e, count(*), count(*) / ({33279 * K} / {EXPERTS}), avg((rank = most)::int), avg(w / total),
         any_value(again / uses) from a join s using (row) join n using (e) group by e order by e""",
         long,
     )

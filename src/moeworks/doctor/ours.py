@@ -230,6 +230,16 @@ class DecoderSubject(OurSubject):
         )
         return Step(result.loss, result.loss + added)
 
+    def balance_in_step(self, model: nn.Module, inputs: Inputs) -> Tensor | None:
+        assert isinstance(model, Decoder)
+        # On the step's random numbers, and with mixtures of attention, which a step balances too.
+        (output,) = (
+            model(batch.tokens_BL, valid_BL=batch.valid_BL, token_types_BL=batch.token_types_BL)
+            for batch in step.micro_batches([_batch(inputs, self.config.router)], step.drawn_seed())
+        )
+        found = losses.balance_losses(step.balanced_routings(output, self._run_config), self._balance)
+        return None if not found else torch.as_tensor(losses.total_balance_loss(found, self._balance))
+
     def task(self, model: nn.Module, inputs: Inputs) -> Tensor:
         assert isinstance(model, Decoder)
         if self.config.num_mtp_layers:
@@ -323,9 +333,9 @@ def _batch(inputs: Inputs, router: RouterConfig) -> Batch:
 
 
 def _cross_entropy(model: Decoder, batches: Sequence[Batch]) -> Tensor:
-    """Mean nats over the valid tokens of all micro-batches, from the logits."""
+    """Mean nats over the valid tokens of all micro-batches, from the logits, on a step's random numbers."""
     total, tokens = torch.zeros(()), 0
-    for batch in batches:
+    for batch in step.micro_batches(batches, step.drawn_seed()):
         options = {"valid_BL": batch.valid_BL, "token_types_BL": batch.token_types_BL}
         logits_BLV = model(batch.tokens_BL, **options).logits_BLV.float()
         picked = logits_BLV.log_softmax(-1).gather(-1, batch.targets_BL.unsqueeze(-1)).squeeze(-1)

@@ -98,7 +98,7 @@ def accumulate_gradients(
         cross_entropy = entropy_sum / total
         routings = _with_token_losses(routers, output.routings, token_losses_T)
         # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
-        balanced = _balanced(output, config)
+        balanced = balanced_routings(output, config)
         if totals is None and world.size > 1 and _needs_totals(config.balance):
             totals = summed([[step_totals(r, config.balance) for r in balanced]], world)
         balance = balance_losses(balanced, config.balance, totals)
@@ -235,11 +235,11 @@ def _totals_ahead(
         for batch in micro_batches(batches, seed):
             with autocast(config, world.device):
                 output = _run(model, batch)
-            parts.append([step_totals(r, config.balance) for r in _balanced(output, config)])
+            parts.append([step_totals(r, config.balance) for r in balanced_routings(output, config)])
     return summed(parts, world)
 
 
-def _balanced(output: DecoderOutput, config: RunConfig) -> tuple[Routing, ...]:
+def balanced_routings(output: DecoderOutput, config: RunConfig) -> tuple[Routing, ...]:
     """The decisions that balance losses read: those of MoE layers, without MTP, and mixtures of attention."""
     return output.routings[: len(config.model.moe_layers)] + output.attention_routings
 
