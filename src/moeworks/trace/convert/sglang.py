@@ -16,9 +16,9 @@ import torch
 
 from moeworks.errors import DataError, check
 from moeworks.files import appearing
-from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns, whole_numbers
+from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns
 from moeworks.trace.convert.torch_archive import read_torch_archive
-from moeworks.trace.counts import ExpertCounts
+from moeworks.trace.counts import ExpertCounts, whole_counts
 from moeworks.trace.header import TraceHeader
 from moeworks.trace.read import RoutingTrace
 
@@ -31,7 +31,7 @@ def read_sglang_counts(path: str | Path) -> ExpertCounts:
     content = _content(path, "logical_count")
     if not isinstance(content["logical_count"], np.ndarray):
         raise DataError(f"{path}: logical_count is no tensor")
-    counts = whole_numbers(content["logical_count"], f"{path}: logical_count", np.int64)
+    counts = whole_counts(content["logical_count"], f"{path}: logical_count")
     if counts.ndim != 3:
         raise DataError(f"{path}: logical_count is {counts.shape}, not [steps, layers, experts]")
     return ExpertCounts(tuple(f"step {i}" for i in range(len(counts))), tuple(range(counts.shape[1])), counts)
