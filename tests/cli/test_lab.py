@@ -7,7 +7,7 @@ from lab_records import results
 
 from moeworks.cli.main import main
 from moeworks.labs.experiments import LABS
-from moeworks.labs.summary import read_summary, summarise, write_summary
+from moeworks.labs.summary import summarise, write_summary
 
 
 def test_list(capsys) -> None:
@@ -25,15 +25,17 @@ def test_a_quick_lab_on_the_default_corpus(tmp_path, capsys) -> None:
     command = ["lab", "run", "shared", "--quick", "--steps", "8", "--jobs", "1", "--out", str(tmp_path)]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "in this setting" in out and "report-quick.html" in out
-    summary = read_summary(tmp_path / "shared")
-    assert [row.name for row in summary.rows] == ["0", "1", "2"]
-    assert all(row.bits is not None and 1.5 < row.bits.value < 6 for row in summary.rows)
-    assert all(abs(row.flops_to_baseline - 1) < 0.01 for row in summary.rows)
-    assert (tmp_path / "shared" / "report-quick.html").is_file()
+    assert "in this setting" in out and "report-quick-8-steps-1-seeds.html" in out
+    files = sorted(path.name for path in (tmp_path / "shared").iterdir() if path.is_file())
+    assert {"report-quick-8-steps-1-seeds.html", "results-quick-8-steps-1-seeds.json"} <= set(files)
+    assert not {"report-quick.html", "results-quick.json"} & set(files)  # those are for the lab's own steps
+    summary = json.loads((tmp_path / "shared" / "results-quick-8-steps-1-seeds.json").read_bytes())
+    assert [row["name"] for row in summary["rows"]] == ["0", "1", "2"]
+    assert all(1.5 < row["bits"]["value"] < 6 for row in summary["rows"])
+    assert all(abs(row["flops_to_baseline"] - 1) < 0.01 for row in summary["rows"])
     assert main([*command, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["labs"][0]
-    assert again["rows"][1]["bits"]["value"] == pytest.approx(summary.rows[1].bits.value)
+    assert again["rows"][1]["bits"]["value"] == pytest.approx(summary["rows"][1]["bits"]["value"])
 
 
 @pytest.fixture

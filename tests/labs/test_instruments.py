@@ -168,6 +168,9 @@ def test_batch_dependence(setup, capacity: float | None, changes: bool) -> None:
     trainer = tiny_trainer(config, corpus)
     found = batch_dependence(Bench(trainer, HeldOut.of(corpus, EVERYTHING, 16, 4), [])).metrics
     assert (found["batch_logit_change"] > 1e-3) is changes
+    trainer.loader = None  # the rows are held-out ones, not those of training
+    again = batch_dependence(Bench(trainer, HeldOut.of(corpus, EVERYTHING, 16, 4), [])).metrics
+    assert again == found
     if not changes:
         assert found["batch_argmax_change"] == 0.0
         assert found["batch_logit_change"] < 1e-5

@@ -11,7 +11,8 @@ from moeworks.errors import DataError
 from moeworks.labs.experiments import LABS
 from moeworks.labs.figures import Film, LineFigure, series
 from moeworks.labs.results import Results
-from moeworks.labs.summary import read_summary, summarise, write_summary
+from moeworks.labs.summary import has_results, read_summary, summarise, write_summary
+from moeworks.report.lab_page import write_lab_page
 
 
 @pytest.mark.parametrize("name", LABS)
@@ -36,7 +37,7 @@ def test_no_results(tmp_path) -> None:
         read_summary(tmp_path / "shared")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 1})])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, json.dumps({"format": 1})])
 def test_bad_results(tmp_path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(DataError, match="not the results of a lab"):
@@ -83,5 +84,23 @@ def test_a_run_of_other_settings_has_a_file_of_its_own(tmp_path):
     from_lab = tmp_path / "results.json"
     from_lab.write_text("the lab's own")
     summary = summarise(LABS["shared"], results(LABS["shared"]), {}, quick=False)
-    assert write_summary(tmp_path, summary, other="-5-steps-1-seeds").name == "results-5-steps-1-seeds.json"
-    assert from_lab.read_text() == "the lab's own"
+    (tmp_path / "report.html").write_text("the lab's own")
+    own = replace(summary, other="-5-steps-1-seeds")
+    assert write_summary(tmp_path, own).name == "results-5-steps-1-seeds.json"
+    assert write_lab_page(tmp_path, own).name == "report-5-steps-1-seeds.html"
+    assert from_lab.read_text() == (tmp_path / "report.html").read_text() == "the lab's own"
+
+
+def test_results_of_other_settings_are_not_those_of_the_lab(tmp_path):
+    summary = summarise(LABS["shared"], results(LABS["shared"]), {}, quick=False)
+    write_summary(tmp_path, replace(summary, other="-5-steps-1-seeds"))
+    assert not has_results(tmp_path)
+    with pytest.raises(DataError, match="no results; run the lab first"):
+        read_summary(tmp_path)
+
+
+def test_results_of_another_version(tmp_path):
+    summary = summarise(LABS["shared"], results(LABS["shared"]), {}, quick=False)
+    write_summary(tmp_path, replace(summary, format=2))
+    with pytest.raises(DataError, match="format = 2: must be 1"):
+        read_summary(tmp_path)

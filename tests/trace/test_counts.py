@@ -72,10 +72,10 @@ def test_of_the_real_trace():
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(DataError, match="cannot be read as expert counts"):
+    with pytest.raises(DataError, match="cannot be read as"):
         read_counts(tmp_path / "gone.npz")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as expert counts"):
+    with pytest.raises(DataError, match="cannot be read as"):
         read_counts(tmp_path / "a.json")
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"float64 \(3,\), not \[layers, E\]"):
@@ -92,5 +92,28 @@ def test_bad_files(tmp_path):
 def test_pickles_are_refused(tmp_path):
     for name in ("c.npy", "c.npz", "c.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps([{0: 1}]))
-        with pytest.raises(DataError, match="cannot be read as expert counts"):
+        with pytest.raises(DataError, match="cannot be read as"):
             read_counts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.5, 2.0]], "must be whole numbers"),
+        ([[np.nan, 2.0]], "must be whole numbers"),
+        ([[np.inf, 2.0]], "must lie between"),
+        ([[-1, 2]], "a count of -1"),
+        (np.array([[2**63, 1]], np.uint64), "must lie between"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_counts_that_are_no_counts(tmp_path, values, message, suffix):
+    path = tmp_path / f"c.{suffix}"
+    np.save(path, values) if suffix == "npy" else np.savez(path, a=values)
+    with pytest.raises(DataError, match=message):
+        read_counts(path)
+
+
+def test_whole_floats_are_counts(tmp_path):
+    np.save(tmp_path / "c.npy", np.array([[3.0, 4.0]]))
+    assert read_counts(tmp_path / "c.npy").counts.tolist() == [[[3, 4]]]

@@ -5,6 +5,7 @@ import os
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from traces import random_block, random_trace, same_block, trace_of
 
 from moeworks.errors import ConfigError, DataError
 from moeworks.trace import RoutingTrace, TraceHeader, TraceWriter, token_columns, write_trace
+from moeworks.trace import read as reading
 from moeworks.trace import write as writing
 from moeworks.trace.block import LayerColumns, TraceBlock
 from moeworks.trace.header import LAYER_FIELDS
@@ -270,3 +272,68 @@ def test_a_trace_is_as_readable_as_the_umask_says(tmp_path, mask):
     finally:
         os.umask(before)
     assert (tmp_path / "t.parquet").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def replaced(path, name, change):
+    """The trace at `path` with another column `name`: `change` of its values, of the same Arrow type."""
+    table = pq.read_table(path)
+    at, field = table.schema.get_field_index(name), table.schema.field(name)
+    values = change(table[name].to_pylist())
+    column = (
+        pa.array(values).dictionary_encode().cast(field.type)
+        if pa.types.is_dictionary(field.type)
+        else pa.array(values, field.type)
+    )
+    pq.write_table(table.set_column(at, field.with_nullable(True), column), path)
+
+
+@pytest.mark.parametrize("name", ["token_id", "sequence", "valid", "domain", "phase"])
+def test_nulls_of_token_columns_are_refused(tmp_path, name):
+    """As floats with NaN they would be cast to any number."""
+    path = tmp_path / "t.parquet"
+    write_trace(path, ALL, random_block(ALL, 5))
+    replaced(path, name, lambda values: [None, *values[1:]])
+    with pytest.raises(DataError, match=rf"t\.parquet: column {name} has 1 nulls"):
+        RoutingTrace.open(path)
+
+
+@pytest.mark.parametrize("name", ["ids_3", "weights_1", "entropy_3"])
+def test_nulls_of_layers_are_refused(tmp_path, name):
+    """A null list would shift the tokens behind it."""
+    path = tmp_path / "t.parquet"
+    write_trace(path, ALL, random_block(ALL, 5))
+    replaced(path, name, lambda values: [*values[:-1], None])
+    trace = RoutingTrace.open(path)
+    with pytest.raises(DataError, match=rf"column {name} has \d+ nulls"):
+        trace.layer(int(name[-1]))
+
+
+def test_unknown_phases_are_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_trace(path, ALL, random_block(ALL, 5))
+    replaced(path, "phase", lambda values: ["warming up", *values[1:]])
+    with pytest.raises(DataError, match="the phase 'warming up' is unknown; known: prefill, decode, train"):
+        RoutingTrace.open(path)
+
+
+def test_ids_beyond_the_experts_are_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_trace(path, ALL, random_block(ALL, 5))
+    replaced(path, "ids_3", lambda values: [*values[:-1], [0, 8]])
+    trace = RoutingTrace.open(path)
+    trace.ids(1)
+    for read in (lambda: trace.ids(3), lambda: trace.layer(3), lambda: list(trace.blocks())):
+        with pytest.raises(DataError, match="layer 3 of the trace holds the id 8, and there are 8 experts"):
+            read()
+    assert trace.unchecked_layer(3).ids.max() == 8  # for the validator to see
+
+
+def test_more_tokens_than_a_file_can_hold(tmp_path, monkeypatch):
+    """Equal values compress without a limit; 5 tokens stand for what would be billions."""
+    path = tmp_path / "t.parquet"
+    write_trace(path, ALL, random_block(ALL, 5))
+    RoutingTrace.open(path)
+    monkeypatch.setattr(reading, "_VALUES", 5 * 8 - 1)  # the logits of 8 experts are the widest column
+    monkeypatch.setattr(reading, "_VALUES_PER_BYTE", 0)
+    with pytest.raises(DataError, match="claims 5 tokens with 8 values each, too many for its size"):
+        RoutingTrace.open(path)

@@ -101,6 +101,10 @@ def _print(diagnosis: Diagnosis) -> None:
         out.print()
         known = {check.name: check for check in INVARIANTS}
         out.print(notes([(f.check, known[f.check].explanation) for f in diagnosis.failed]))
+        numbers = sorted({number for f in diagnosis.failed for number in f.pitfalls})
+        if numbers:
+            listed = ", ".join(map(str, numbers))
+            out.print(f"Known bugs that look like this: docs/pitfalls.md, pitfalls {listed}", style="dim")
 
 
 def print_list(matching: str, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from moeworks.errors import DataError
 from moeworks.labs.cells import Cell
 from moeworks.labs.experiments import LABS
 from moeworks.labs.run import LabRun, run_lab
-from moeworks.labs.summary import LabSummary, read_summary
+from moeworks.labs.summary import LabSummary, has_results, read_summary
 from moeworks.records import as_record
 from moeworks.report.lab_docs import write_index, write_lab_docs
 from moeworks.report.lab_page import write_lab_page
@@ -90,7 +90,7 @@ def _report(options: ReportOptions) -> int:
         try:
             summary = read_summary(options.labs / name)
         except DataError:
-            if len(names(options)) == 1 or any((options.labs / name).glob("results*.json")):
+            if len(names(options)) == 1 or has_results(options.labs / name):
                 raise
             continue
         summaries.append(summary)

@@ -11,11 +11,11 @@ from moeworks.doctor.probes import (
     backward,
     changed,
     gap,
-    gradients,
     norm,
     probe,
     seeded_output,
-    state_of,
+    take_gradients,
+    tensors_of,
     worst_gap,
 )
 from moeworks.doctor.subject import Inputs, Subject, Unavailable
@@ -55,10 +55,10 @@ def _recomputed(subject: Subject, *, reentrant: bool) -> tuple[float, str, list[
                 _train(subject, model, inputs)
         else:
             _train(subject, model, inputs)
-        found.append((gradients(model), state_of(model), model))
-    (wanted, _, plain), (given, state, _) = found
+        found.append((take_gradients(model), model))
+    (wanted, plain), (given, recomputed) = found
     difference, where = worst_gap(given, wanted)
-    return difference, where, changed(state, plain)
+    return difference, where, changed(tensors_of(recomputed), plain)
 
 
 def _train(subject: Subject, model: nn.Module, inputs: Inputs) -> None:
@@ -79,7 +79,7 @@ def round_trip(subject: Subject) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         again = subject.save_and_load(model, Path(folder))
         difference = gap(seeded_output(subject, again, inputs), seeded_output(subject, model, inputs))
-        names = changed(state_of(model), again)
+        names = changed(tensors_of(model), again)
     count = max(b.num_experts for b in subject.blocks(model))
     words = f"output changes by {difference:.1e} with {count} experts"
     words += f"; {len(names)} tensors differ, e.g. {names[0]}" if names else ""

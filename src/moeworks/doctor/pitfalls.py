@@ -1,6 +1,7 @@
 """The known ways to get MoE code wrong that the checks guard against, by number, and where they were found.
 
 `repository#number` is an issue or pull request, `!number` a merge request, as of September 2026.
+docs/pitfalls.md says of each what goes wrong and how it shows.
 """
 
 PITFALLS: dict[int, str] = {

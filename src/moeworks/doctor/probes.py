@@ -65,6 +65,13 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def take_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients themselves by name, which the model then has no more; a missing one is 0."""
+    taken = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return taken
+
+
 def worst_gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str]:
     """The largest gap over gradients or weights, relative to the largest value of all, and its name."""
     scale = max((w.abs().max().item() for w in wanted.values() if w.numel()), default=0.0) or 1e-30
@@ -103,7 +110,12 @@ def norm(tensors: Sequence[Tensor | None]) -> float:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of everything that the model keeps: parameters and all buffers."""
-    return {n: t.detach().clone() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that the model keeps, without copies."""
+    return {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
 
 
 def changed(before: dict[str, Tensor], model: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from moeworks.analyse.information import InformationTable, mutual_information
 from moeworks.analyse.router import gradient_signal_to_noise, variance_in_top_directions
 from moeworks.analyse.specialisation import domain_specialisation, vocabulary_specialisation
 from moeworks.config import BalanceConfig, RunConfig
+from moeworks.errors import DataError
 from moeworks.labs.held_out import HeldOut
 from moeworks.models.decoder import Decoder, moe_modules
 from moeworks.parallel.world import World
@@ -157,20 +158,35 @@ def held_out_trace(model: Decoder, held_out: HeldOut) -> RoutingTrace:
 def batch_dependence(bench: Bench) -> Found:
     """The same row of tokens beside others: does what comes out for it change?
 
-    The row is read first beside other training rows, and then beside other ones, in evaluation
-    mode and in batches of one shape. `batch_logit_change` is the greatest change of a logit,
+    A held-out row is read beside three sets of other held-out rows, in evaluation mode and in batches of one
+    shape; rows with padding are left out. `batch_logit_change` is the greatest change of a logit,
     `batch_argmax_change` the share of positions whose most probable token changes.
     """
     model, train = bench.trainer.model, bench.trainer.config.train
     was_training = model.training
     model.eval()
-    rows = [bench.trainer.loader.rows(number * train.batch_size, train.batch_size) for number in range(4)]
-    probe_L = rows[0].tokens_BL[0]
-    logits = [_last_row(model, batch.tokens_BL, probe_L) for batch in rows[1:]]
+    rows_NL = _full_rows(bench.held_out, 3 * train.batch_size + 1)
+    size = (len(rows_NL) - 1) // 3
+    logits = [_last_row(model, others_BL, rows_NL[0]) for others_BL in rows_NL[1 : 3 * size + 1].split(size)]
     model.train(was_training)
     changes = [float((other - logits[0]).abs().max()) for other in logits[1:]]
     flips = [float((other.argmax(-1) != logits[0].argmax(-1)).float().mean()) for other in logits[1:]]
     return Found({"batch_logit_change": max(changes), "batch_argmax_change": float(np.mean(flips))})
+
+
+def _full_rows(held_out: HeldOut, most: int) -> Tensor:
+    """int64 [N, L]: up to `most` held-out rows without padding. Raises DataError for fewer than 7."""
+    parts: list[Tensor] = []
+    for batch in held_out.validation.batches():
+        parts.append(batch.tokens_BL[batch.valid_BL.all(dim=1)])
+        if sum(map(len, parts)) >= most:
+            break
+    rows_NL = torch.cat(parts)[:most]
+    if len(rows_NL) < 7:  # the probe, and 3 times 2 others
+        raise DataError(
+            f"the held-out texts fill {len(rows_NL)} rows; batch_dependence needs 7: give the lab more text"
+        )
+    return rows_NL
 
 
 def _last_row(model: Decoder, tokens_BL: Tensor, probe_L: Tensor) -> Tensor:

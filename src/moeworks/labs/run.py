@@ -1,7 +1,7 @@
 """Run a lab: prepare its corpus, measure the cells that are missing, judge."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -91,11 +91,10 @@ def run_lab(
     outcome = run_cells(cells, folder, jobs=run.jobs, advance=plan(cells))
     results = Results(outcome.records, [arm.name for arm in lab.arms], lab.baseline)
     facts = _facts(config, corpus, budget, held_out) | dict(machine)
-    summary = summarise(lab, results, facts, quick=run.quick)
     own = lab.quick if run.quick else lab.full
-    write_summary(
-        folder, summary, other="" if budget == own else f"-{budget.steps}-steps-{budget.seeds}-seeds"
-    )
+    other = "" if budget == own else f"-{budget.steps}-steps-{budget.seeds}-seeds"
+    summary = replace(summarise(lab, results, facts, quick=run.quick), other=other)
+    write_summary(folder, summary)
     return summary
 
 

@@ -79,6 +79,8 @@ class LabSummary:
     rows: tuple[ArmRow, ...]
     judgement: Judgement
     figures: tuple[Figure, ...]
+    other: str = ""
+    """What tells a run with settings of its own from the lab's: "-5-steps-1-seeds"."""
 
 
 def summarise(lab: Lab, results: Results, setting: Mapping[str, str], *, quick: bool) -> LabSummary:
@@ -99,34 +101,42 @@ def summarise(lab: Lab, results: Results, setting: Mapping[str, str], *, quick: 
     )
 
 
-def write_summary(folder: Path, summary: LabSummary, *, other: str = "") -> Path:
-    """Write results.json, or results-quick.json, into the lab's folder, and return its path.
+def variant(summary: LabSummary) -> str:
+    """What the names of a run's files have before their ending: nothing for the lab's own full run."""
+    return f"{'-quick' if summary.quick else ''}{summary.other}"
 
-    `other` is added to the name: what tells a run with settings of its own from the lab's results.
-    """
-    path = folder / f"results{'-quick' if summary.quick else ''}{other}.json"
+
+def write_summary(folder: Path, summary: LabSummary) -> Path:
+    """Write results.json, or that of a quick run or of settings of its own, into the lab's folder."""
+    path = folder / f"results{variant(summary)}.json"
     write_atomically(path, json.dumps(to_dict(summary), indent=1, allow_nan=False).encode())
     return path
+
+
+def has_results(folder: Path) -> bool:
+    """Whether the lab in `folder` was run, in full or quickly, with settings of its own left aside."""
+    return any((folder / name).is_file() for name in ("results.json", "results-quick.json"))
 
 
 def read_summary(folder: Path) -> LabSummary:
     """Read results.json, or where there is none results-quick.json.
 
-    Raises DataError when there is neither, or it is of another version.
+    Results of a run with settings of its own are not the lab's and are never read in their place. Raises
+    DataError when there is neither file, or it is of another version.
     """
     path = folder / "results.json"
     path = path if path.is_file() else folder / "results-quick.json"
-    others = sorted(folder.glob("results-*.json"))
-    path = others[0] if others and not path.is_file() else path
     try:
         summary = from_dict(LabSummary, json.loads(path.read_bytes()))
+        check(summary.format == FORMAT, "format", summary.format, f"must be {FORMAT}")
+        check(not summary.other, "other", summary.other, "must be empty in results of the lab's own settings")
         for figure in summary.figures:  # keys name files and elements of the page
             legal = re.fullmatch("[a-z0-9_-]+", figure.key) is not None
             check(legal, "figures.key", figure.key, "must consist of a-z, 0-9, _ and -")
         return summary
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no results; run the lab first: moeworks lab run {folder.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not the results of a lab: {error}") from error
 
 

@@ -6,7 +6,7 @@ from string import Template
 
 from moeworks.files import write_atomically
 from moeworks.labs.figures import Figure, Film
-from moeworks.labs.summary import LabSummary
+from moeworks.labs.summary import LabSummary, variant
 from moeworks.report.fragments import escape, script_json, section, table
 from moeworks.report.lab_svg import draw, heat_color
 from moeworks.report.lab_words import VERDICTS, evidence_line, seeds_note, table_header, table_rows
@@ -15,8 +15,8 @@ _LEVELS = {"held": "good", "failed": "problem", "undecided": "look"}
 
 
 def write_lab_page(folder: Path, summary: LabSummary) -> Path:
-    """Write report.html (of a quick run: report-quick.html) into the lab's folder, and return its path."""
-    path = folder / ("report-quick.html" if summary.quick else "report.html")
+    """Write report.html into the lab's folder, named like the results that it shows, and return its path."""
+    path = folder / f"report{variant(summary)}.html"
     write_atomically(path, build_lab_page(summary).encode())
     return path
 

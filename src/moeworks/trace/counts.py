@@ -13,8 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from moeworks.errors import DataError, check
+from moeworks.errors import ConfigError, DataError, check
 from moeworks.files import write_atomically
+from moeworks.trace.block import whole_numbers
+from moeworks.trace.npy import read_npy_file, read_npz_file
 from moeworks.trace.read import RoutingTrace
 
 
@@ -77,10 +79,7 @@ def read_counts(path: str | Path, layers: Sequence[int] | None = None) -> Expert
     them into one of these where they come from. Raises DataError for what is no such file.
     """
     path = Path(path)
-    try:
-        named = _arrays(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as expert counts: {error}") from error
+    named = _arrays(path)
     groups: list[str] = []
     matrices: list[np.ndarray] = []
     for name, array in named.items():
@@ -92,20 +91,30 @@ def read_counts(path: str | Path, layers: Sequence[int] | None = None) -> Expert
     shapes = {matrix.shape for matrix in matrices}
     if len(shapes) != 1:
         raise DataError(f"{path}: its arrays differ in shape: {sorted(shapes)}")
-    counts = np.stack(matrices).astype(np.int64)
+    counts = whole_counts(np.stack(matrices), str(path))
     return ExpertCounts(tuple(groups), tuple(layers or range(counts.shape[1])), counts)
+
+
+def whole_counts(values: np.ndarray, source: str) -> np.ndarray:
+    """`values` as int64. Raises DataError, naming `source`, unless they are whole and not negative."""
+    try:
+        counts = whole_numbers(values, "counts", np.int64)
+    except ConfigError as error:
+        raise DataError(f"{source}: {error}") from error
+    if counts.min(initial=0) < 0:
+        raise DataError(f"{source}: has a count of {counts.min()}; counts must not be negative")
+    return counts
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".json":
-        content = json.loads(path.read_text("utf-8"))
-        named = content if isinstance(content, dict) else {"": content}
-        return {str(name): np.array(value) for name, value in named.items()}
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"": loaded}
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            named = content if isinstance(content, dict) else {"": content}
+            return {str(name): np.array(value) for name, value in named.items()}
+        except (OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            raise DataError(f"{path}: cannot be read as expert counts: {error}") from error
+    return {"": read_npy_file(path)} if path.suffix == ".npy" else read_npz_file(path)
 
 
 def write_counts(path: str | Path, counts: ExpertCounts) -> None:

@@ -171,6 +171,11 @@ class RoutingTrace:
         return columns if self._rows is None else columns.take(self._rows)
 
 
+_VALUES_PER_BYTE, _VALUES = 1024, 1 << 24
+"""Values of the widest column per byte of a file, and beside that: equal values compress without a limit, and
+a few bytes may claim any number of them."""
+
+
 class _Memory:
     num_row_groups = 1
 
@@ -198,6 +203,14 @@ class _File:
             if index < 0 or schema.field(index).type != field.type:
                 found = "missing" if index < 0 else f"a {schema.field(index).type}"
                 raise DataError(f"{path}: column {field.name} is {found}, it must be {field.type}")
+
+        rows, width = self._file.metadata.num_rows, self.header.top_k
+        width = self.header.num_experts if "logits" in self.header.fields else width
+        most = _VALUES_PER_BYTE * path.stat().st_size + _VALUES
+        if rows * width > most:
+            raise DataError(
+                f"{path}: claims {rows:,} tokens with {width:,} values each, too many for its size"
+            )
 
     def read(self, columns: Sequence[str], row_group: int | None = None) -> pa.Table:
         try:

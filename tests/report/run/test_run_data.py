@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moeworks.errors import DataError
 from moeworks.report.run.run_data import read_run
@@ -153,3 +155,66 @@ def test_a_broken_summary_is_named(run: Path) -> None:
     change_summary(run, sample={"prompt": "x"})
     with pytest.raises(DataError, match=r"summary\.json, sample: the field 'text' is missing"):
         read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"kind": "eval", "domains": {}, "step": 1, "seconds": 1' + "0" * 400 + "}",
+            "seconds: has too many digits",
+        ),
+        ('{"kind": "train", "step": 1' + "0" * 5000 + "}", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"kind": "alarm", "state": "raised", "step": 1, "alarm": "a", "layers": [NaN]}', "layers: 0 = nan"),
+        ('{"kind": "routing", "step": 1' + "0" * 30 + "}", "step: has too many digits"),
+        ('{"kind": "routing", "step": 1, "tokens_per_expert": [[1' + "0" * 30 + "]]}", "equally long lists"),
+        ('{"kind": "train", "step": "\\ud800"}', "half of a surrogate pair"),
+        ('{"kind": ["train"]}', "kind = .*must be text"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_malformed_lines_are_named(run: Path, line: str, message: str) -> None:
+    """The file, the line and what is wrong; whatever Python's own readers raise."""
+    content = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(line.encode("latin-1") + b"\n" + content)
+    with pytest.raises(DataError, match=rf"metrics\.jsonl line 1.*{message}"):
+        read_run(run)
+
+
+def test_a_folder_in_the_place_of_a_file(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read"):
+        read_run(run)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_altered_values_give_a_run_or_name_the_file(moe_run: Path, tmp_path_factory, name, data) -> None:
+    folder = tmp_path_factory.mktemp("altered")
+    for file in ("config.json", "summary.json", "metrics.jsonl"):
+        (folder / file).write_bytes((moe_run / file).read_bytes())
+    lines = (folder / name).read_text().splitlines() if name.endswith("l") else [(folder / name).read_text()]
+    at = data.draw(st.integers(0, len(lines) - 1))
+    content = json.loads(lines[at])
+    place = content
+    key = data.draw(st.sampled_from(sorted(place)))
+    while isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place)))
+    place[key] = data.draw(VALUES)
+    lines[at] = json.dumps(content)
+    (folder / name).write_text("\n".join([*lines, ""]))
+    try:
+        read_run(folder)
+    except DataError as error:
+        assert str(folder) in str(error)

@@ -290,3 +290,22 @@ def test_hostile_sglang_dumps(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(DataError):
         from_sglang(tmp_path / "a.pt")
+
+
+def test_sglang_lists_that_hold_a_list_many_times(tmp_path):
+    """A list of a list of ... twice each: a few bytes that would become 2^40 numbers."""
+    vast: list = [0, 1]
+    for _ in range(40):
+        vast = [vast, vast]
+    passes = [a_pass(EXTEND, [[[0, 1]]], vast, [0])]
+    with pytest.raises(DataError, match="lists of ints"):
+        from_sglang(sglang_file(tmp_path / "a.pt", passes, [[0, 1]]))
+
+
+def test_sglang_passes_that_share_a_tensor(tmp_path):
+    one = a_pass(EXTEND, [[[0, 1]]], [1], [0], [1])
+    sglang_file(tmp_path / "a.pt", [one], [[0, 1]])
+    content = dict(records=[one] * 1000, last_physical_to_logical_map=torch.tensor([[0, 1]]))
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(DataError, match="share one tensor"):
+        from_sglang(tmp_path / "a.pt")

@@ -110,3 +110,79 @@ def test_truncated(tmp_path):
     (tmp_path / "b.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"b\.pt: cannot be read"):
         read_torch_archive(tmp_path / "b.pt")
+
+
+def stored(path, data_pkl, compression=zipfile.ZIP_STORED, **members):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a/data.pkl", data_pkl)
+        for name, content in members.items():
+            archive.writestr(f"a/data/{name}", content)
+    return path
+
+
+def tensor_pickle(shape, strides, *, copies=1, key=b"X\x01\x00\x00\x000"):
+    """A list of `copies` tensors, each a few bytes: views of the storage "0" of 4 bytes."""
+
+    def integers(values):
+        return b"(" + b"".join(b"\x8a" + bytes([9]) + v.to_bytes(9, "little") for v in values) + b"t"
+
+    storage = b"(X\x07\x00\x00\x00storagectorch\nByteStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x04tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    tensor += storage + b"K\x00" + integers(shape) + integers(strides) + b"tR"
+    return b"\x80\x02](" + tensor * copies + b"e."
+
+
+def test_compressed_members_are_refused(tmp_path):
+    path = stored(tmp_path / "a.pt", pickle.dumps("x" * 10**6, 2), zipfile.ZIP_DEFLATED)
+    with pytest.raises(DataError, match="compressed members"):
+        read_torch_archive(path)
+
+
+def test_members_that_claim_the_same_bytes_are_refused(tmp_path):
+    """Many names in the directory for one stretch of the file: 100 bytes each, and a megabyte in memory."""
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(None, 2))
+        archive.writestr("a/data/0", bytes(10_000))
+        twin = archive.getinfo("a/data/0")
+        archive.filelist += [twin] * 50
+    with pytest.raises(DataError, match="claim more bytes than the file has"):
+        read_torch_archive(tmp_path / "a.pt")
+
+
+def test_a_storage_is_read_once_and_tensors_are_bounded_together(tmp_path):
+    path = stored(tmp_path / "a.pt", tensor_pickle([4], [1], copies=3), **{"0": b"abcd"})
+    assert [tensor.tolist() for tensor in read_torch_archive(path)] == [[97, 98, 99, 100]] * 3
+    one = 1 << 19  # each of them is allowed alone
+    read_torch_archive(stored(path, tensor_pickle([one], [0]), **{"0": b"abcd"}))
+    with pytest.raises(DataError, match="a tensor of 524288 elements, too many"):
+        read_torch_archive(stored(path, tensor_pickle([one], [0], copies=3), **{"0": b"abcd"}))
+
+
+def test_an_empty_tensor_with_a_vast_side(tmp_path):
+    path = stored(tmp_path / "a.pt", tensor_pickle([0, 1 << 40], [1, 1]), **{"0": b"abcd"})
+    with pytest.raises(DataError, match="a tensor of 0 elements, too many"):
+        read_torch_archive(path)
+
+
+LAUGHS = b"\x80\x02" + b")" + b"q\x00h\x00\x86" * 80
+"""A tuple that holds itself twice, 80 deep: its text and its hash take 2^80 steps."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}" + LAUGHS[2:] + b"K\x01s.",  # a key of a dict
+        LAUGHS + b")R.",  # what is called
+        LAUGHS + b"X\x01\x00\x00\x00a\x93.",  # a module's name
+        tensor_pickle([1], [1], key=LAUGHS[2:]),  # the key of a storage
+    ],
+)
+def test_values_whose_text_or_hash_never_ends(tmp_path, content):
+    with pytest.raises(DataError):
+        read_torch_archive(stored(tmp_path / "a.pt", content, **{"0": b"abcd"}))
+
+
+def test_many_marks_take_no_quadratic_time(tmp_path):
+    """200,000 open marks with a tuple each on top of them; scanned from below this takes minutes."""
+    content = b"\x80\x02]" + b"(" * 200_000 + b"(t" * 200_000 + b"t" * 200_000 + b"."
+    read_torch_archive(stored(tmp_path / "a.pt", content))

@@ -29,13 +29,19 @@ class Fields:
 
     def number(self, name: str) -> float:
         """A number; NaN and infinities pass, for a run may end in them."""
-        return float(self._get(name, (int, float), "a number"))
+        value = self._get(name, (int, float), "a number")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise DataError(f"{self.where}: {name}: has too many digits for a number") from error
 
     def count(self, name: str) -> int:
         """A whole number that is not negative."""
         value = self._get(name, (int,), "a whole number")
         if value < 0:
             raise DataError(f"{self.where}: {name} = {value!r}: must not be negative")
+        if value >= 1 << 63:
+            raise DataError(f"{self.where}: {name}: has too many digits for a count")
         return value
 
     def text(self, name: str) -> str:
@@ -59,12 +65,18 @@ class Fields:
         inner = Fields(f"{self.where}, {name}", {str(i): entry for i, entry in enumerate(value)})
         return tuple(inner.number(key) for key in inner.values)
 
+    def indices(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers that are not negative, of any length."""
+        value = self._get(name, (list,), "a list")
+        inner = Fields(f"{self.where}, {name}", {str(i): entry for i, entry in enumerate(value)})
+        return tuple(inner.count(key) for key in inner.values)
+
     def counts(self, name: str, rows: int) -> np.ndarray:
         """A matrix of counts, int64 [rows, columns]; `rows` lists of equal length."""
         value = self._get(name, (list,), "a list of lists")
         try:
             matrix = np.array(value)
-        except ValueError:  # lists of different lengths
+        except (ValueError, OverflowError):  # lists of different lengths, or numbers of any
             matrix = np.zeros(0)
         if matrix.ndim != 2 or len(matrix) != rows or matrix.dtype.kind != "i" or matrix.min(initial=0) < 0:
             raise DataError(
@@ -82,6 +94,13 @@ def parse_object(text: bytes, where: str) -> Fields:
         raise DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise DataError(f"{where}: not valid JSON ({error})") from error
+    if b"\\ud" in text.lower():  # half of a surrogate pair cannot be written into a page
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: holds half of a surrogate pair, which is no text") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: must be a JSON object, not {type(value).__name__}")
     return Fields(where, value)

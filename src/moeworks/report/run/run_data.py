@@ -156,7 +156,7 @@ def _alarm_record(line: Fields) -> AlarmRecord:
         step=line.count("step"),
         alarm=line.text("alarm"),
         raised=raised,
-        layers=tuple(int(layer) for layer in line.numbers("layers", None)),
+        layers=line.indices("layers"),
         domain=line.text("domain"),
         text=line.text("text"),
         cause=line.text("cause") if raised else "",
@@ -182,7 +182,11 @@ def _read_lines(path: Path) -> list[Fields]:
     """The objects of a .jsonl file. A last line cut off by a kill is left out; any other is an error."""
     if not path.exists():  # nothing logged yet
         return []
-    lines = [(n, text) for n, text in enumerate(path.read_bytes().split(b"\n"), 1) if text.strip()]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = [(n, text) for n, text in enumerate(content.split(b"\n"), 1) if text.strip()]
     objects = []
     for number, text in lines:
         try:

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from moeworks.errors import DataError
+from moeworks.errors import ConfigError, DataError
 from moeworks.files import write_atomically
-from moeworks.trace.block import LayerColumns, TraceBlock, half_floats, small_ids, token_columns
+from moeworks.trace.block import (
+    LayerColumns,
+    TraceBlock,
+    half_floats,
+    small_ids,
+    token_columns,
+    whole_numbers,
+)
 from moeworks.trace.header import TraceHeader
+from moeworks.trace.npy import read_npz_file
 from moeworks.trace.read import RoutingTrace
 
 
@@ -31,22 +39,21 @@ def from_arrays(
 
     Raises DataError for a file without such arrays, or whose arrays do not fit together.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read as arrays of ids: {error}") from error
+    arrays = read_npz_file(Path(path))
     domains = sorted(name.removesuffix("_ids") for name in arrays if name.endswith("_ids"))
     if not domains:
         raise DataError(f"{path}: has no array that ends in _ids; it has: {', '.join(arrays)}")
     ids = [arrays[f"{domain}_ids"] for domain in domains]
     if any(part.ndim != 3 or part.shape[1:] != ids[0].shape[1:] for part in ids):
         raise DataError(f"{path}: ids must be [T, layers, K], equal in all domains but for T")
+    if not 1 <= ids[0].shape[2] <= num_experts:
+        raise DataError(f"{path}: has {ids[0].shape[2]} experts a token; num_experts is {num_experts}")
     weights = [arrays.get(f"{domain}_w") for domain in domains]
     has_weights = all(w is not None and w.shape == i.shape for w, i in zip(weights, ids, strict=True))
-    lengths = [arrays.get(f"{d}_seqlens", np.array([len(i)])) for d, i in zip(domains, ids, strict=True)]
-    if any(part.sum() != len(i) for part, i in zip(lengths, ids, strict=True)):
-        raise DataError(f"{path}: the lengths of the sequences do not add up to the tokens")
+    lengths = [
+        _lengths(arrays.get(f"{d}_seqlens"), len(i), f"{path}: {d}_seqlens")
+        for d, i in zip(domains, ids, strict=True)
+    ]
     count = sum(len(part) for part in ids)
     flat = np.concatenate(lengths)
     computed = np.all(np.concatenate(ids) >= 0, axis=(1, 2))
@@ -65,12 +72,34 @@ def from_arrays(
         model=model,
     )
     all_ids = small_ids(np.concatenate(ids), computed, num_experts, str(path))
-    all_weights = half_floats(np.concatenate([w for w in weights if w is not None])) if has_weights else None
+    all_weights = _weights(weights, str(path)) if has_weights else None
     columns = tuple(
         LayerColumns(all_ids[:, i], None if all_weights is None else all_weights[:, i])
         for i in range(all_ids.shape[1])
     )
     return RoutingTrace.from_blocks(header, [TraceBlock(tokens, columns)])
+
+
+def _weights(parts: Sequence[np.ndarray | None], source: str) -> np.ndarray:
+    together = np.concatenate([part for part in parts if part is not None])
+    if together.dtype.kind not in "iuf":
+        raise DataError(f"{source}: its weights are {together.dtype}; they must be numbers")
+    return half_floats(together)
+
+
+def _lengths(stored: np.ndarray | None, tokens: int, source: str) -> np.ndarray:
+    """Tokens of each sequence: whole numbers that add up to `tokens`; None is a single sequence."""
+    if stored is None:
+        return np.array([tokens])
+    try:
+        lengths = whole_numbers(stored, "lengths", np.int64)
+    except ConfigError as error:
+        raise DataError(f"{source}: {error}") from error
+    if lengths.ndim != 1 or lengths.min(initial=0) < 0 or lengths.max(initial=0) > tokens:
+        raise DataError(f"{source}: must hold the number of tokens of each sequence, at most {tokens}")
+    if lengths.sum() != tokens:
+        raise DataError(f"{source}: the lengths do not add up to the {tokens} tokens")
+    return lengths
 
 
 def to_arrays(trace: RoutingTrace, path: str | Path) -> None:

@@ -16,9 +16,9 @@ import torch
 
 from moeworks.errors import DataError, check
 from moeworks.files import appearing
-from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns, whole_numbers
+from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns
 from moeworks.trace.convert.torch_archive import read_torch_archive
-from moeworks.trace.counts import ExpertCounts
+from moeworks.trace.counts import ExpertCounts, whole_counts
 from moeworks.trace.header import TraceHeader
 from moeworks.trace.read import RoutingTrace
 
@@ -31,7 +31,7 @@ def read_sglang_counts(path: str | Path) -> ExpertCounts:
     content = _content(path, "logical_count")
     if not isinstance(content["logical_count"], np.ndarray):
         raise DataError(f"{path}: logical_count is no tensor")
-    counts = whole_numbers(content["logical_count"], f"{path}: logical_count", np.int64)
+    counts = whole_counts(content["logical_count"], f"{path}: logical_count")
     if counts.ndim != 3:
         raise DataError(f"{path}: logical_count is {counts.shape}, not [steps, layers, experts]")
     return ExpertCounts(tuple(f"step {i}" for i in range(len(counts))), tuple(range(counts.shape[1])), counts)
@@ -59,13 +59,15 @@ def _trace_of(content: dict[str, Any], path: str | Path, model: str) -> RoutingT
     records = [record for record in target if record["topk_ids_of_layer"].shape[1]]
     if not records:
         raise DataError(f"{path}: has no forward pass with tokens of the target model")
+    if len({id(record["topk_ids_of_layer"]) for record in records}) != len(records):
+        raise DataError(f"{path}: forward passes share one tensor of ids; the recorder writes one for each")
     written = np.zeros(records[0]["topk_ids_of_layer"].shape[::2], np.bool_)  # [layers, slots]
     for record in records:
         written |= (record["topk_ids_of_layer"] >= 0).any(axis=1)
     layers = tuple(int(i) for i in np.flatnonzero(written.any(axis=1)))
     if not layers:
         raise DataError(f"{path}: no layer has an expert: was the recorder running?")
-    logical = np.asarray(content["last_physical_to_logical_map"])
+    logical = _integers(content["last_physical_to_logical_map"])
     header = TraceHeader(
         num_experts=int(logical.max()) + 1,
         top_k=int(written.any(axis=0).sum()),
@@ -141,7 +143,7 @@ def _block(
 ) -> TraceBlock:
     topk = record["topk_ids_of_layer"]
     count = topk.shape[1]
-    positions = np.asarray(record["positions"])[:count]
+    positions = _integers(record["positions"])[:count]
     layers = []
     computed = np.ones(count, np.bool_)
     for number in header.layers:
@@ -152,7 +154,7 @@ def _block(
     decode = record["forward_mode"] in (DECODE, TARGET_VERIFY)
     tokens = token_columns(
         count,
-        token_id=np.asarray(record["input_ids"])[:count],
+        token_id=_integers(record["input_ids"])[:count],
         position=positions,
         sequence=sequences.of(positions, None if decode else record.get("extend_seq_lens")),
         phase=np.full(count, 1 if decode else 0),
@@ -161,12 +163,19 @@ def _block(
     return TraceBlock(tokens, tuple(layers))
 
 
+def _integers(values: Any) -> np.ndarray:
+    """A tensor, or a flat list of ints; lists that hold one list many times would take any memory."""
+    if not isinstance(values, np.ndarray) and not all(type(value) is int for value in values):
+        raise TypeError("input_ids and positions must be tensors or lists of ints")
+    return np.asarray(values)
+
+
 class _Sequences:
     """Gives sequence numbers to the tokens of one pass after the other."""
 
     def __init__(self) -> None:
         self._next = 0
-        self._last: dict[int, int] = {}  # sequence -> its last position
+        self._ends: dict[int, set[int]] = {}  # position -> the sequences that end there
 
     def of(self, positions: np.ndarray, lengths: list[int] | None) -> np.ndarray:
         starts = np.r_[0, np.cumsum(lengths)] if lengths else np.arange(len(positions) + 1)
@@ -175,13 +184,13 @@ class _Sequences:
             if stop > start:
                 number = self._number(int(positions[start]))
                 numbers[start:stop] = number
-                self._last[number] = int(positions[stop - 1])
+                self._ends.setdefault(int(positions[stop - 1]), set()).add(number)
         return numbers
 
     def _number(self, position: int) -> int:
-        fitting = [number for number, last in self._last.items() if last == position - 1]
+        fitting = self._ends.get(position - 1, set())
         if position and len(fitting) == 1:
-            return fitting[0]
+            return fitting.pop()
         self._next += 1
         return self._next - 1
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from moeworks.errors import DataError, check
+from moeworks.errors import ConfigError, DataError
 from moeworks.files import write_atomically
 from moeworks.trace.block import LayerColumns, TraceBlock, small_ids, token_columns
 from moeworks.trace.header import TraceHeader
+from moeworks.trace.npy import read_npy, read_npy_file
 from moeworks.trace.read import RoutingTrace
 
 
@@ -57,6 +58,8 @@ def from_vllm(
     chosen = tuple(int(layer) for layer in (found if layers is None else layers))
     if not chosen or chosen[-1] >= ids.shape[1]:
         raise DataError(f"{path}: has {ids.shape[1]} layers; none is left of {chosen or 'them'}")
+    if ids.shape[2] > num_experts:
+        raise DataError(f"{path}: has {ids.shape[2]} experts a token; num_experts is {num_experts}")
     header = TraceHeader(
         num_experts=num_experts, top_k=ids.shape[2], layers=chosen, model=model, engine="vLLM"
     )
@@ -64,7 +67,10 @@ def from_vllm(
     columns = tuple(
         LayerColumns(small_ids(ids[:, layer], computed, num_experts, str(path))) for layer in chosen
     )
-    tokens = replace(_tokens(sequences), valid=computed)
+    try:
+        tokens = replace(_tokens(sequences), valid=computed)
+    except ConfigError as error:  # token ids that are none
+        raise DataError(f"{path}: {error}") from error
     return RoutingTrace.from_blocks(header, [TraceBlock(tokens, columns)])
 
 
@@ -97,29 +103,40 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _sequences(path: Path) -> Iterator[_Sequence]:
+    if path.suffix == ".npy":
+        yield _Sequence(_checked(read_npy_file(path), str(path)), None, 0)
+        return
     try:
-        if path.suffix == ".npy":
-            yield _Sequence(_checked(np.load(path, allow_pickle=False), path), None, 0)
-            return
-        text = path.read_text("utf-8")
-        responses = [json.loads(line) for line in text.splitlines() if line.strip()] if (
-            path.suffix == ".jsonl"
-        ) else json.loads(text)  # fmt: skip
-        for response in responses if isinstance(responses, list) else [responses]:
-            yield from _choices(response, path)
+        content = path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if path.suffix != ".jsonl":
+        yield from _responses(content, str(path))
+        return
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            yield from _responses(line, f"{path} line {number}")
+
+
+def _responses(text: bytes, source: str) -> Iterator[_Sequence]:
+    """The completions of a response, or of a list of them."""
+    try:
+        content = json.loads(text)
+        for response in content if isinstance(content, list) else [content]:
+            yield from _choices(response, source)
     except (
-        OSError, ValueError, EOFError, AttributeError, TypeError, RecursionError, MemoryError,
+        ValueError, AttributeError, TypeError, RecursionError, MemoryError,
     ) as error:  # fmt: skip
-        raise DataError(f"{path}: cannot be read as a response of vLLM: {error}") from error
+        raise DataError(f"{source}: cannot be read as a response of vLLM: {error}") from error
 
 
-def _choices(response: dict[str, Any], path: Path) -> Iterator[_Sequence]:
+def _choices(response: dict[str, Any], source: str) -> Iterator[_Sequence]:
     for choice in response.get("choices", ()):
         encoded = choice.get("routed_experts")
         if encoded is None:  # aborted before its first forward pass, or not asked for
             continue
         raw = base64.b64decode(encoded, validate=True)
-        ids = _checked(np.load(io.BytesIO(raw), allow_pickle=False), path)
+        ids = _checked(read_npy(raw, f"{source}: routed_experts"), source)
         prompt = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
         output = choice.get("token_ids")
         if prompt is None or output is None:
@@ -127,14 +144,17 @@ def _choices(response: dict[str, Any], path: Path) -> Iterator[_Sequence]:
             continue
         token_ids = [*prompt, *output][: len(ids)]
         if len(token_ids) < len(ids):
-            raise DataError(f"{path}: routing of {len(ids)} tokens beside {len(token_ids)} token ids")
+            raise DataError(f"{source}: routing of {len(ids)} tokens beside {len(token_ids)} token ids")
         yield _Sequence(ids, token_ids, len(prompt))
 
 
-def _checked(ids: np.ndarray, path: Path) -> np.ndarray:
+def _checked(ids: np.ndarray, source: str) -> np.ndarray:
     if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
-        raise DataError(f"{path}: routed_experts is {ids.dtype} {ids.shape}, not ids [tokens, layers, top_k]")
-    check(ids.shape[2] >= 1, "top_k", ids.shape[2], "must be at least 1")
+        raise DataError(
+            f"{source}: routed_experts is {ids.dtype} {ids.shape}, not ids [tokens, layers, top_k]"
+        )
+    if not ids.shape[2]:
+        raise DataError(f"{source}: routed_experts is {ids.shape}: its top_k is 0, it must be at least 1")
     return ids
 
 
