@@ -30,6 +30,8 @@ IMPORTERS = {
     "moeworks/__init__.py": "the public names, of a table",
     "moeworks/errors.py": "optional packages, of string constants",
     "moeworks/cli/main.py": "verbs, of a table",
+    "moeworks/cli/completion.py": "verbs, of the same table",
+    "moeworks/cli/listing.py": "lists, of a table",
     "moeworks/cli/diagnosis.py": "a module of moeworks",
     "moeworks/data/docstrings.py": "the standard library, in a process of its own",
     "moeworks/doctor/find.py": "`doctor module:attribute`, which the user typed",

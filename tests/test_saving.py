@@ -315,14 +315,14 @@ def test_the_tokenizer_of_a_run_comes_along(
 def test_transformers_reads_the_tokenizer_of_a_run(run: RunDir, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = save(load(run.root), tmp_path / "out")
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours = tokenizer_of(run.root, BYTES)
     text = "Line 7 and\n\tévery other"
     assert theirs(text).input_ids == ours.encode_prompt(text)
     assert theirs.decode(ours.encode(text)) == text
     assert theirs.eos_token == theirs.bos_token == "<|endoftext|>"
     assert theirs.eos_token_id == 256
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     assert model.generation_config.eos_token_id == 256
 
 

@@ -184,7 +184,7 @@ def test_findings_are_told(tmp_path, path, capsys):
         (["x", "--data", "y", "--name", "m"], "--name has no effect without --dump"),
         (["arrays.npz", "--dump", "sglang"], "not a file of torch.save: it has no data.pkl"),
         (["sglang.pt", "--dump", "vllm", "--num-experts", "8"], "cannot be read as a response of vLLM"),
-        (["vllm.jsonl", "--dump", "vllm", "--num-experts", "2"], "has the id 7, and num_experts is 2"),
+        (["vllm.jsonl", "--dump", "vllm", "--num-experts", "2"], "has the id 3, and num_experts is 2"),
     ],
 )
 def test_bad_dumps(dumps, path, capsys, argv, message):

@@ -53,7 +53,9 @@ def test_transformers_reads_it(tmp_path: Path, make) -> None:
     path = make(tmp_path / "m.gguf")
     found = gguf_tokenizer_files(path, 128)
     assert found is not None
-    theirs = transformers.AutoTokenizer.from_pretrained(write_all(tmp_path, found.files))
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        write_all(tmp_path, found.files), trust_remote_code=False
+    )
     ours = tokenizer_of(path, 1000)
     for text in ("ab ab  b", "line\né"):
         assert theirs(text).input_ids == ours.encode_prompt(text)

@@ -5,9 +5,10 @@ from random_layers import randomise_
 
 from moeworks import ModelConfig
 from moeworks.config.model import GQAConfig
+from moeworks.config.rope import RopeConfig
 from moeworks.layers.attention import GQAttention
 from moeworks.layers.inputs import MixerInputs
-from moeworks.layers.rope import rope_table
+from moeworks.layers.rope import rope_angles
 from moeworks.ops.attention import document_mask
 
 
@@ -18,7 +19,9 @@ def make_attention(**options) -> tuple[GQAttention, ModelConfig]:
 
 
 def table(length: int, config: ModelConfig, mask=None) -> MixerInputs:
-    return MixerInputs(rope=rope_table(length, config.head_dim, config.attention.rope_theta), mask=mask)
+    theta, kind = config.attention.rope_theta, torch.float64
+    rope = rope_angles(torch.arange(length), theta, RopeConfig(), config.head_dim, dtype=kind)
+    return MixerInputs(rope=rope, mask=mask)
 
 
 @pytest.mark.parametrize(

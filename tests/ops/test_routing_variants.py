@@ -59,9 +59,14 @@ def test_sparsemixer_weights_do_not_sum_to_one_and_carry_a_gradient():
         dict(score="sparsemixer", renormalize=True),
         dict(score="sparsemixer", renormalize=False, selection_bias=True),
         dict(score="sqrtsoftplus", score_order="after_top_k"),
-        dict(top_k=1, score_order="after_top_k", renormalize=False),
     ],
 )
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match="router"):
         RouterConfig(num_experts=6, **options)
+
+
+def test_a_weight_that_is_always_1_is_read_and_not_trained():
+    router = RouterConfig(num_experts=6, top_k=1, score_order="after_top_k", renormalize=False)
+    with pytest.raises(ConfigError, match=r"router\.top_k"):
+        router.check_trainable()

@@ -73,7 +73,11 @@ VISION = {
 def test_the_text_model_beside_a_vision_tower(name, tmp_path):
     text = {**TINY[name].options, "model_type": TINY[name].model_type}
     config = AutoConfig.for_model(name, text_config=text, vision_config=VISION[name])
-    whole = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").float().eval()
+    whole = (
+        AutoModelForImageTextToText.from_config(config, attn_implementation="eager", trust_remote_code=False)
+        .float()
+        .eval()
+    )
     randomise_(whole)
     tokens = torch.randint(97, (1, 30), generator=torch.Generator().manual_seed(5))
     # Llama 4's outer class asks for images.

@@ -133,7 +133,7 @@ def test_a_failure_leaves_the_old_report_and_nothing_else(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.rename", full)
     with pytest.raises(DataError, match=r"report\.html: cannot be written: No space left"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text() == "old"

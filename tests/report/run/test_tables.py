@@ -114,7 +114,7 @@ def test_the_prompt_of_the_sample_stands_out_once(run: RunData, text: str) -> No
 
 def test_config_table_shows_and_explains_every_field(run: RunData) -> None:
     table = {row[0]: row[1:] for row in rows(tables.config_table(run))}
-    assert table["model.router.num_experts"] == ["32", "Routed experts with weights (E)."]
+    assert table["model.router.num_experts"] == ["32", "Routed experts that have weights (E)."]
     assert table["train.steps"][0] == "300"
     assert all(doc for _, doc in table.values())
 

@@ -96,11 +96,9 @@ def parse_object(text: bytes, where: str) -> Fields:
         raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise DataError(f"{where}: not valid JSON ({error})") from error
-    if b"\\ud" in text.lower():  # half of a surrogate pair cannot be written into a page
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: holds half of a surrogate pair, which is no text") from error
+    if b"\\ud" in text.lower():
+        # Half of a surrogate pair, which a model may well write, is no text that a page can hold.
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     if not isinstance(value, dict):
         raise DataError(f"{where}: must be a JSON object, not {type(value).__name__}")
     return Fields(where, value)
