@@ -13,6 +13,9 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class MoeworksError(Exception):
@@ -49,8 +52,15 @@ def check(condition: bool, field: str, value: object, rule: str) -> None:
         raise ConfigError(f"{field} = {value!r}: {rule}")
 
 
+def present(value: T | None, field: str, rule: str) -> T:
+    """`value`, or ConfigError naming `field` and `rule` when it is None."""
+    if value is None:
+        raise ConfigError(f"{field} = None: {rule}")
+    return value
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The suffix ", did you mean 'x'?" for the known name closest to `name`, or the list of all."""
+    """The hint "did you mean 'x'?" with the known name closest to `name`, or else a list of all names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

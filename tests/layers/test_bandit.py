@@ -184,7 +184,7 @@ def test_what_is_not_known_is_an_error():
         MoE(make_config(choice=BanditChoice()))
     with pytest.raises(ConfigError, match=r"needs token_ids: call the layer as moe\(x, token_ids=...\)"):
         MoE(make_config(choice=BanditChoice(buckets=4)))(torch.randn(5, 8))
-    with pytest.raises(ConfigError, match="positions = None: must be given to a bandit in training"):
+    with pytest.raises(ConfigError, match="positions = None: a bandit router needs them in training"):
         make_router()(torch.zeros(4, 8), RoutingContext(token_ids_T=torch.arange(4)))
 
 

@@ -83,7 +83,7 @@ def test_the_running_mean_of_the_reward():
 
 def test_without_rewards_it_says_what_is_missing():
     router = make_router()
-    with pytest.raises(ConfigError, match=r"routing.token_losses = None: are what a policy-gradient router"):
+    with pytest.raises(ConfigError, match=r"routing.token_losses_T = None: a policy-gradient router learns"):
         router.losses(router(torch.randn(3, 4)))
 
 

@@ -344,7 +344,9 @@ def test_types_that_are_missing_or_have_no_pool():
     for bad in (-1, 3):
         types = torch.tensor(TYPES)
         types[4] = bad
-        with pytest.raises(ConfigError, match=rf"token_types = {bad}: must lie in 0 .. 2: a pool for each"):
+        with pytest.raises(
+            ConfigError, match=rf"token_types = {bad}: must lie in 0 .. 2, the numbers of the pools"
+        ):
             moe(x, token_types=types)
 
 

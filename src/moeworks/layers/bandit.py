@@ -8,7 +8,7 @@ from torch import Tensor
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.policy_choices import BanditChoice
 from moeworks.config.router import RouterConfig
-from moeworks.errors import check
+from moeworks.errors import present
 from moeworks.layers.fixed_routers import FixedRouter
 from moeworks.layers.router import Statistics
 from moeworks.ops.bandit import (
@@ -26,10 +26,11 @@ _STATE = tuple(f.name for f in fields(BanditState))
 
 
 class BanditRouter(FixedRouter):
-    """One bandit for each bucket of token ids, the experts its arms; no parameters, weights as fixed ones.
+    """A router with one bandit per bucket of token ids, whose arms are the experts; it has no parameters.
 
-    A token's reward is minus its cross-entropy, for each of its experts. The state moves once per optimizer
-    step. In evaluation experts are those of the best means.
+    Every routing weight is routing_scale / top_k. Each expert of a token receives minus the token's
+    cross-entropy as its reward. The state changes once per optimizer step. In evaluation a token goes to the
+    experts with the best mean rewards.
     """
 
     wants_token_losses = True
@@ -40,15 +41,11 @@ class BanditRouter(FixedRouter):
         super().__init__(config, d_model)
         assert isinstance(config.choice, BanditChoice)
         self.choice = config.choice
-        buckets = self.choice.buckets
-        check(
-            buckets is not None,
+        self.buckets = buckets = present(
+            self.choice.buckets,
             "router.choice.buckets",
-            buckets,
-            "must be given outside of a model: there is no vocabulary whose size it could be",
+            "must be given outside of a model, where no vocabulary size is known to take as its default",
         )
-        assert buckets is not None
-        self.buckets = buckets
         for name in _STATE:
             shape = (buckets, config.num_routes) if name.endswith("_UE") else (buckets,)
             self.register_buffer(name.rsplit("_", 1)[0], torch.zeros(shape, dtype=torch.float32))
@@ -58,38 +55,41 @@ class BanditRouter(FixedRouter):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Nothing learnt, and a salt of its own."""
+        """Set counts and rewards to 0 and draw a new salt for this layer."""
         for buffer in self.buffers():
             buffer.zero_()
         self.salt.random_(2**31)
 
     @property
     def state(self) -> BanditState:
-        """The buffers."""
+        """The bandits' state, as a view of this module's buffers."""
         return BanditState(**{name: getattr(self, name.rsplit("_", 1)[0]) for name in _STATE})
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Route T tokens by their ids, in training also by their places."""
+        """Route T tokens by their ids, and in training also by their positions."""
         routing = super().forward(x_TD, context)
         assert context is not None and context.token_ids_T is not None
         return replace(routing, buckets_T=self._buckets(context.token_ids_T))
 
     def experts(self, context: RoutingContext) -> Tensor:
-        """Drawn from the rounds of this step in training, in evaluation those of the best means."""
+        """int64 [T, K]: drawn from the step's rounds in training; those of best mean reward in evaluation."""
         ids_T, places_T, choice = context.token_ids_T, context.positions_T, self.choice
         assert ids_T is not None
         buckets_T, top_k = self._buckets(ids_T), self.config.top_k
         if not self.training:
             return greedy_arms(self.state, buckets_T, top_k)
-        check(places_T is not None, "positions", None, "must be given to a bandit in training")
-        assert places_T is not None
+        places_T = present(
+            places_T,
+            "positions",
+            "a bandit router needs them in training: call the layer as moe(x, positions=...)",
+        )
         plan_UrK = plan_rounds(self.state, rounds=choice.rounds, top_k=top_k, exploration=choice.exploration)
-        # The salt differs from layer to layer, or no layer could tell its experts from those of another.
+        # The salt differs per layer: with equal draws everywhere, no layer could tell whose experts helped.
         parts = [self.salt, self.step, ids_T, places_T]
         return draw_arms(plan_UrK, self.config.num_routes, buckets_T, parts)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """Nothing for a record without rewards."""
+        """Plays and rewards per bucket and expert; empty for a Routing without token losses."""
         if routing.token_losses_T is None:
             return {}
         assert routing.buckets_T is not None
@@ -103,7 +103,7 @@ class BanditRouter(FixedRouter):
         return {"taken": taken_UE, "gained": gained_UE}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """Learn from the step's plays, in float64."""
+        """Update the state from the step's plays and rewards, in float64."""
         self.step += 1
         if "taken" not in sums:
             return

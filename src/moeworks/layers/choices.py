@@ -24,9 +24,9 @@ from moeworks.ops.scoring import Scores, choose_top_k, routing_of, select_expert
 
 
 class ExpertChoiceRouting(Choice):
-    """Every expert takes its best tokens; causal variants go by a score that each expert has learnt.
+    """Choice of tokens by experts; causal variants compare each score with a cutoff learnt per expert.
 
-    The learnt score is the running mean of that of the last token that the expert would take of a batch.
+    The cutoff is the running mean of the score of the last token that the expert would take from a batch.
     """
 
     cutoffs: Tensor
@@ -39,13 +39,13 @@ class ExpertChoiceRouting(Choice):
         self.share = self.options.capacity_factor * config.top_k / config.num_routes
         self.pools = config.pool_experts
         if self.options.causal != "no":
-            # With pools, those of each type: an expert may be in the pools of several.
+            # With pools, one cutoff per type: an expert may be in the pools of several types.
             types = (len(self.pools),) if self.pools else ()
             self.register_buffer("cutoffs", torch.zeros(*types, config.num_routes, dtype=torch.float32))
             self.register_buffer("updates", torch.zeros(types, dtype=torch.int64))
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """By cutoffs in evaluation, and where that is asked for in training; else by the tokens' ranks."""
+        """Routing by cutoffs in evaluation, and in training if causal = 'always'; otherwise by token rank."""
         if self.options.causal == "always" or (not self.training and self.options.causal == "evaluation"):
             chosen_TE = self._above(scores, context)
         else:
@@ -75,7 +75,7 @@ class ExpertChoiceRouting(Choice):
         return min(self.options.capacity_factor * self.config.top_k / len(self.pools[number]), 1.0)
 
     def _above(self, scores: Scores, context: RoutingContext) -> Tensor:
-        """Before the first update there are no cutoffs: then each token takes its best experts."""
+        """bool [T, E]: scores that reach the cutoffs; before the first update, each token's best experts."""
         ranking_TE = scores.ranking_TE
         best_TE = torch.zeros_like(ranking_TE, dtype=torch.bool)
         best_TE.scatter_(1, select_experts(ranking_TE, self.config), True)
@@ -86,7 +86,7 @@ class ExpertChoiceRouting(Choice):
         return torch.where(updates > 0, ranking_TE >= cutoffs, best_TE)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """The cutoffs of this batch, weighted by its tokens; with pools those of each type."""
+        """This batch's cutoffs, weighted by its number of tokens; with pools, one row per type."""
         if self.options.causal == "no":
             return {}
         if self.pools:
@@ -107,24 +107,24 @@ class ExpertChoiceRouting(Choice):
         return {"cutoffs": found_PE, "tokens": torch.stack(tokens)}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """The mean of all steps at first, then one that forgets with `momentum`."""
+        """Update the cutoffs: a plain mean over the first steps, then a running mean with `momentum`."""
         if self.options.causal == "no":
             return
         tokens = sums["tokens"]
         found = (sums["cutoffs"] / tokens.clamp(min=1).unsqueeze(-1)).to(self.cutoffs.dtype)
         rate = torch.clamp(1 / (self.updates + 1), min=1 - self.options.momentum)
         if self.pools:
-            # A type that the step has not seen has no news.
+            # A type without tokens in this step keeps its cutoffs.
             rate = rate * (tokens > 0)
         self.cutoffs += rate.unsqueeze(-1) * (found - self.cutoffs)
         self.updates += (tokens > 0) if self.pools else 1
 
 
 class SinkhornRouting(Choice):
-    """In training the best experts of a Sinkhorn plan, in evaluation of the scores."""
+    """Choice by the best experts of a Sinkhorn plan in training, and by the best scores in evaluation."""
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """Weights are those of the scores in either case (S-BASE)."""
+        """Routing of the T tokens; weights come from the scores in training and in evaluation (S-BASE)."""
         options = self.config.choice
         assert isinstance(options, SinkhornChoice)
         if not self.training:
@@ -135,7 +135,7 @@ class SinkhornRouting(Choice):
 
     @staticmethod
     def _plan(logits_TE: Tensor, iterations: int, context: RoutingContext, pools: Pools) -> Tensor:
-        """With pools a plan for each type's tokens and pool."""
+        """[T, E]: the Sinkhorn plan; with pools, a separate plan for each type's tokens and pool."""
         valid_T, types_T = context.valid_T, context.token_types_T
         if not pools:
             return sinkhorn_plan(logits_TE, iterations, valid_T)
@@ -149,10 +149,10 @@ class SinkhornRouting(Choice):
 
 
 class AssignmentRouting(Choice):
-    """In training the linear assignment of the logits under equal load, in evaluation the best scores."""
+    """Choice by linear assignment under equal load in training, and by the best scores in evaluation."""
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """Weights are those of the scores in either case (BASE: the sigmoid of the logit)."""
+        """Routing of the T tokens; weights come from the scores in both modes (BASE: the logit's sigmoid)."""
         assert isinstance(self.config.choice, AssignmentChoice)
         if not self.training:
             return choose_top_k(scores, context)
@@ -166,7 +166,7 @@ class AssignmentRouting(Choice):
         return routing_of(scores, ids_TK, context)
 
     def _assigned(self, logits_TE: Tensor, context: RoutingContext, pools: Pools) -> Tensor:
-        """bool [T, E]; with pools an assignment for each type's tokens and pool."""
+        """bool [T, E]: the assignment; with pools, a separate one for each type's tokens and pool."""
         top_k, valid_T, types_T = self.config.top_k, context.valid_T, context.token_types_T
         if not pools:
             return assign(logits_TE, top_k, valid_T)
@@ -180,10 +180,10 @@ class AssignmentRouting(Choice):
 
 
 class TopPRouting(Choice):
-    """The fewest experts that have the probability p together."""
+    """Choice of the fewest experts whose probabilities together reach p."""
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """At least one expert and at most top_k."""
+        """Routing of the T tokens to at least one and at most top_k experts."""
         options = self.config.choice
         assert isinstance(options, TopPChoice)
         ids_TK = choose_top_p(scores.ranking_TE, options.p, self.config.top_k)
@@ -191,7 +191,7 @@ class TopPRouting(Choice):
 
 
 class ThresholdRouting(Choice):
-    """All experts with at least a score, which a target for their mean number moves."""
+    """Choice of all experts that reach a threshold, which moves towards a target mean number of experts."""
 
     threshold: Tensor
 
@@ -203,25 +203,25 @@ class ThresholdRouting(Choice):
             self.register_buffer("threshold", torch.tensor(self.options.threshold, dtype=torch.float32))
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """At least min_experts and at most top_k."""
+        """Routing of the T tokens to at least min_experts and at most top_k experts."""
         learnt = self.options.mean_experts is not None
         threshold = self.threshold if learnt else self.options.threshold
         ids_TK = choose_above(scores.ranking_TE, threshold, self.options.min_experts, self.config.top_k)
         return routing_of(scores, ids_TK, context, variable=True)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """How many experts how many tokens took."""
+        """Number of assignments, and of the tokens that made them."""
         if self.options.mean_experts is None:
             return {}
         return {"assignments": routing.num_assignments(), "tokens": routing.num_tokens}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """Up by a share of itself when tokens took more than the target, down when less."""
+        """Raise the threshold when tokens took more experts than the target, lower it when fewer."""
         target = self.options.mean_experts
         if target is None:
             return
         mean = sums["assignments"] / sums["tokens"].clamp(min=1)
-        # Over so many experts more than wanted the step would only overshoot.
+        # A larger surplus is clipped: the step would overshoot.
         excess = (mean / target - 1).clamp(max=1.0)
         self.threshold *= torch.exp(self.options.rate * excess)
 
@@ -234,4 +234,4 @@ LINEAR_CHOICES: dict[str, type[Choice]] = {
     "top_p": TopPRouting,
     "threshold": ThresholdRouting,
 }
-"""The choices of the linear router, by kind."""
+"""Modules of the linear router's choices, by kind."""

@@ -31,7 +31,7 @@ class Experts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each expert as a dense block of its width, all different; biases 0."""
+        """Initialise each expert like a dense block of its width, all different; biases start at 0."""
         for name, parameter in self.named_parameters():
             if name.endswith("_bias"):
                 nn.init.zeros_(parameter)

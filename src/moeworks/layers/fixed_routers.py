@@ -11,42 +11,43 @@ from torch import Tensor
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.fixed_choices import HashChoice, RandomChoice
 from moeworks.config.router import RouterConfig
-from moeworks.errors import check
+from moeworks.errors import check, present
 from moeworks.layers.router import RouterModule, Statistics, at_least_float32
 from moeworks.ops.fixed import balanced_table, count_off, digits, draws, even_routing, universal_hashes
 from moeworks.ops.routing import Routing, RoutingContext
 
 
 class FixedRouter(RouterModule):
-    """The base: `experts` says the ids, and every weight is routing_scale / top_k."""
+    """Base of the routers without parameters: subclasses choose ids; each weight is routing_scale / top_k."""
 
     needs = "token_ids"
-    """What of the context it is a function of."""
+    """Field of RoutingContext, without `_T`, that the choice of experts depends on."""
 
     def __init__(self, config: RouterConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
 
     def reset_parameters(self) -> None:
-        """There are none."""
+        """Do nothing: there are no parameters."""
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Route T tokens; of `x_TD` only the dtype matters. Raises ConfigError without what it needs."""
+        """Route T tokens; of `x_TD` only the dtype matters. Raises ConfigError if `context` lacks `needs`."""
         context = context or RoutingContext()
         values_T = getattr(context, f"{self.needs}_T")
         check(
             values_T is not None,
             "router.choice",
             self.config.choice.kind,
-            f"needs {self.needs}: call the layer as moe(x, {self.needs}=...); a decoder does",
+            f"needs {self.needs}: call the layer as moe(x, {self.needs}=...), as a decoder does",
         )
         ids_TK = self.experts(context)
         config, like = self.config, at_least_float32(x_TD.detach())
         return even_routing(ids_TK, config.num_routes, config.routing_scale, context, like)
 
     def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
-        """Equal weights again. Raises ConfigError for empty slots, which it has no weights for."""
-        check(not variable, "replay.routings", "empty slots", "equal weights are for equally many experts")
+        """`routing` with the recorded experts, equally weighted. Raises ConfigError for empty slots."""
+        rule = "must not be there: this router weighs top_k experts equally; replay records without them"
+        check(not variable, "replay.routings", "empty slots", rule)
         config, like = self.config, routing.routing_weights_TK
         even = even_routing(expert_ids_TK, config.num_routes, config.routing_scale, RoutingContext(), like)
         return replace(
@@ -59,11 +60,11 @@ class FixedRouter(RouterModule):
 
     @abstractmethod
     def experts(self, context: RoutingContext) -> Tensor:
-        """int64 [T, K], different experts."""
+        """int64 [T, K]: the ids of each token's experts, all different."""
 
 
 class HashRouter(FixedRouter):
-    """Experts by token id (Roller et al. 2021)."""
+    """Router that chooses experts by a hash of the token id (Roller et al. 2021)."""
 
     table_VK: Tensor | None
 
@@ -73,15 +74,12 @@ class HashRouter(FixedRouter):
         self.choice = config.choice
         table = None
         if self.choice.function == "balanced":
-            size = self.choice.vocab_size
-            check(
-                size is not None,
+            size = present(
+                self.choice.vocab_size,
                 "router.choice.vocab_size",
-                size,
                 "must be given for function = 'balanced' outside of a model: its table has a row per token",
             )
-            assert size is not None
-            # Until the frequencies are known: in turn, which is balanced if all tokens are equally frequent.
+            # Until token frequencies are known, experts in turn: balanced if all tokens are equally frequent.
             places = torch.arange(size)[:, None] * config.top_k + torch.arange(config.top_k)
             table = places % config.num_routes
         self.register_buffer("table_VK", table)
@@ -89,11 +87,16 @@ class HashRouter(FixedRouter):
 
     @torch.no_grad()
     def set_token_counts_(self, counts_V: np.ndarray) -> None:
-        """Make the table of `balanced` anew; the other functions ask for no counts."""
+        """Rebuild the table of function = 'balanced'; the other functions ignore counts."""
         if self.table_VK is None:
             return
         size = self.table_VK.shape[0]
-        check(len(counts_V) == size, "token counts", len(counts_V), f"must be those of {size} tokens")
+        check(
+            len(counts_V) == size,
+            "token counts",
+            len(counts_V),
+            f"must have one entry for each of the {size} tokens",
+        )
         content = np.ascontiguousarray(counts_V, np.int64).tobytes()
         table = _balanced(content, self.config.num_routes, self.config.top_k)
         self.table_VK.copy_(torch.from_numpy(table))
@@ -109,7 +112,7 @@ class HashRouter(FixedRouter):
 
 
 class RandomRouter(FixedRouter):
-    """Random experts for each token of the vocabulary, or for each place and token anew in each step."""
+    """Router with random experts: fixed per token id, or redrawn each step per position and token id."""
 
     step: Tensor | None
 
@@ -126,18 +129,18 @@ class RandomRouter(FixedRouter):
         parts = [torch.full_like(ids_T, self.choice.seed), ids_T]
         if self.step is not None:
             assert places_T is not None
-            # Not the row of the batch: a text has the same experts in any batch and on any rank.
+            # The batch row is left out, so a text has the same experts in any batch and on any rank.
             parts += [places_T, self.step if self.training else torch.zeros_like(self.step)]
         return count_off(draws(self.config.top_k, parts), self.config.num_routes)
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """One optimizer step further."""
+        """Advance the step that the draws depend on."""
         if self.step is not None:
             self.step += 1
 
 
 class RoundRobinRouter(FixedRouter):
-    """Experts in turn by the place in the sequence."""
+    """Router that takes experts in turn by position in the sequence."""
 
     needs = "positions"
 
@@ -150,5 +153,5 @@ class RoundRobinRouter(FixedRouter):
 
 @lru_cache(maxsize=4)
 def _balanced(counts: bytes, num_experts: int, top_k: int) -> np.ndarray:
-    """All layers have the same table."""
+    """The table of function = 'balanced', cached because all layers share it."""
     return balanced_table(np.frombuffer(counts, np.int64), num_experts, top_k)

@@ -16,7 +16,7 @@ from moeworks.ops.delta import DeltaInputs, causal_conv, gated_delta
 
 @runtime_checkable
 class RecurrentCache(Protocol):
-    """What a recurrence remembers of earlier positions."""
+    """State that a recurrence keeps of earlier positions."""
 
     conv: Tensor | None
     """[B, kernel - 1, C], the last inputs of the convolution; None before the first."""
@@ -24,15 +24,15 @@ class RecurrentCache(Protocol):
     """[B, H, dk, dv]; None before the first token."""
 
     def advance(self, conv: Tensor, state: Tensor, length: int) -> None:
-        """Keep what `length` more tokens left."""
+        """Store the state after `length` more tokens."""
         ...
 
 
 class GatedDeltaNet(nn.Module):
-    """Convolved queries, keys and values, decays, a step size per head, a normalised, gated output."""
+    """Gated delta rule: convolved queries, keys and values, decays, a step size per head, a gated output."""
 
     row_wise = ("conv",)
-    """Parameters whose rows are filters of their own, and no matrix that maps one space to another."""
+    """Parameters whose rows are independent filters, not a matrix that maps one space to another."""
 
     def __init__(self, config: ModelConfig, mixer: GatedDeltaConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class GatedDeltaNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Rates uniform in (0, 16), biases 1, as Qwen3-Next starts; the convolution as nn.Conv1d does."""
+        """Draw rates from (0, 16) and set biases to 1 (Qwen3-Next); the convolution starts as nn.Conv1d does."""
         bound = self.mixer.conv_kernel**-0.5
         nn.init.uniform_(self.conv, -bound, bound)
         nn.init.ones_(self.decay_bias)

@@ -13,18 +13,18 @@ from moeworks.ops.attention import DocumentMask, document_mask, visible
 
 @dataclass(frozen=True, eq=False)
 class MixerInputs:
-    """What all layers with one mixer share in one forward pass."""
+    """Inputs that all layers with the same mixer share in one forward pass."""
 
     rope: Tensor | None = None
     """float32 or float64 [2, L, dim/2], or [2, B, 1, L, dim/2] where rows start at different positions."""
     positions: Tensor | None = None
     """int64 [L] or [B, 1, L], counted from each row's first token that is no padding."""
     mask: DocumentMask | None = None
-    """What a query may see; None: all earlier positions."""
+    """Mask of the keys that a query may see; None is all earlier positions."""
     document_ids_BS: Tensor | None = None
-    """int64, for recurrences, those of the cache's positions first; None: a row is one document."""
+    """int64 document ids for recurrences, cached positions first; None: each row is one document."""
     padding_BL: Tensor | None = None
-    """bool, True for padding at the start of a row; None: there is none."""
+    """bool, True for padding at the start of a row; None if there is no padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Slots:
     """Where the L tokens of a forward pass stand in their rows."""
 
     length: int
-    """L."""
+    """Number of tokens of the forward pass (L)."""
     start: int = 0
-    """Tokens before them, in the cache."""
+    """Number of earlier tokens, which the cache holds."""
     document_ids_BS: Tensor | None = None
-    """int64, documents of a packed batch, of the slots 0 to `stop`; None: a row is one document."""
+    """int64 document ids of a packed batch, for slots 0 to `stop`; None: each row is one document."""
     left_padding_B: Tensor | None = None
     """int64, padding at the start of each row, in the cache or in these tokens; None: there is none."""
     dtype: torch.dtype = torch.float32
@@ -80,7 +80,7 @@ def token_positions(slots: Slots) -> Tensor:
 
 
 def _knows_places(mixer: MixerConfig) -> bool:
-    """Whether positions matter beyond their distances: then they count from a document's start."""
+    """Whether absolute positions matter; they then count from the document's start."""
     if isinstance(mixer, MLAConfig):
         return mixer.temperature_floor is not None
     if not isinstance(mixer, GQAConfig):
@@ -121,13 +121,13 @@ def _mask(
     documents_BS: Tensor | None,
     first_key: int,
 ) -> DocumentMask | None:
-    """None where plain causal attention over all keys is right."""
+    """Mask of the keys that a query may see; None where plain causal attention over all keys is right."""
     window, chunk = (mixer.window, mixer.chunk) if isinstance(mixer, GQAConfig) else (None, None)
     if documents_BS is not None:
         documents_BS = documents_BS[:, first_key:]
     bounded = window is not None and slots.stop - first_key > window
     if chunk is not None:
-        # Chunks count from a document's start: behind dropped keys slots do not tell where one ends.
+        # Chunks count from the document's start: once keys are dropped, slots no longer tell chunk bounds.
         moved = documents_BS is not None and first_key > 0
         bounded = bounded or moved or first_key // chunk != (slots.stop - 1) // chunk
     if not bounded and slots.left_padding_B is None:

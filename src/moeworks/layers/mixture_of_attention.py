@@ -27,7 +27,7 @@ class AttentionExperts(nn.Module):
 
 
 class MixtureOfAttention(nn.Module):
-    """Each token's queries come from its experts and its heads' outputs go back through them."""
+    """Attention whose query and output projections are experts that each token chooses."""
 
     def __init__(self, config: ModelConfig, mixer: MixtureOfAttentionConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class MixtureOfAttention(nn.Module):
         if cache is not None:
             k_BGLP, v_BGLP = cache.append(k_BGLP, v_BGLP)
         q_BHLP, k_BGLP = q_BHLP.to(v_BGLP.dtype), k_BGLP.to(v_BGLP.dtype)
-        # The heads of one expert each have a key/value head of their own: a group has one of each expert.
+        # Head g of every expert uses key/value head g, so a group holds one head of each expert.
         by_group = q_BHLP.unflatten(1, (mixer.top_k, -1)).transpose(1, 2).flatten(1, 2)
         out = causal_attention(by_group, k_BGLP, v_BGLP, inputs.mask)
         out = out.unflatten(1, (-1, mixer.top_k)).transpose(1, 2).flatten(1, 2)
@@ -77,7 +77,7 @@ class MixtureOfAttention(nn.Module):
 
 
 def _grouped(x_ND: Tensor, weight: Tensor, rows: list[int]) -> Tensor:
-    """Rows sorted by expert times that expert's matrix [E, out, in]."""
+    """Product of rows, sorted by expert, and each expert's matrix of [E, out, in]."""
     pieces = zip(x_ND.split(rows), weight.unbind(0), strict=True)
     # Autocast would convert the matrices of experts without tokens as well.
     return torch.cat([nn.functional.linear(piece, matrix) for piece, matrix in pieces if len(piece)])

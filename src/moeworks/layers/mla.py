@@ -74,7 +74,7 @@ class MLAttention(nn.Module):
         cache: LatentCache | None = None,
         chosen: DocumentMask | None = None,
     ) -> tuple[Tensor, DocumentMask | None]:
-        """y [B, L, D], and what queries see: what the indexer chose, or as `chosen` by an earlier layer's."""
+        """y [B, L, D], and the mask of the keys that queries see: the indexer's choice, or `chosen`."""
         mixer = self.mixer
         q_latent = None
         if mixer.q_lora_rank is None:
@@ -108,7 +108,7 @@ class MLAttention(nn.Module):
             mask = chosen = self.indexer.choose(x_BLD, q_latent, rows[2], inputs)
         elif mixer.indexer is not None:
             mask = chosen
-        # Absorbing reads the weights of kv_b_proj: where calling it does more, it must be called.
+        # Absorbing reads kv_b_proj.weight directly, so it is skipped when calling the module would do more.
         absorb = past and is_plain(self.kv_b_proj, nn.Linear) and self._absorbing_is_less_work(x_BLD.shape[1])
         attend = self._absorbed if absorb else self._expanded
         out_BHLV = attend(q_nope, q_rope, latent, k_rope, mask)
@@ -123,7 +123,7 @@ class MLAttention(nn.Module):
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: DocumentMask | None
     ) -> Tensor:
-        """Keys and values of every head from the latents; [B, H, L, V]."""
+        """Attention output [B, H, L, V] over keys and values of every head, expanded from the latents."""
         mixer = self.mixer
         expanded = self.kv_b_proj(latent).unflatten(-1, (mixer.num_heads, -1)).transpose(1, 2)
         k_nope, v = expanded.split([mixer.nope_head_dim, mixer.v_head_dim], dim=-1)
@@ -134,7 +134,7 @@ class MLAttention(nn.Module):
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: DocumentMask | None
     ) -> Tensor:
-        """`_expanded` with the latents as keys and values of one head that all queries share."""
+        """Attention output as in `_expanded`, with the latents as the one key/value head of all queries."""
         mixer = self.mixer
         weight = self.kv_b_proj.weight.to(latent.dtype).unflatten(0, (mixer.num_heads, -1))
         to_key, to_value = weight.split([mixer.nope_head_dim, mixer.v_head_dim], dim=1)
@@ -144,14 +144,14 @@ class MLAttention(nn.Module):
         return mixed @ to_value.transpose(-1, -2)
 
     def _absorbing_is_less_work(self, length: int) -> bool:
-        """Per key: `length` queries against wider rows, or one expansion."""
+        """Whether `length` queries against the wider latents cost less per key than expanding the latents."""
         mixer = self.mixer
         wider = 2 * mixer.kv_lora_rank + mixer.rope_head_dim - mixer.qk_head_dim - mixer.v_head_dim
         return length * wider <= mixer.kv_lora_rank * (mixer.nope_head_dim + mixer.v_head_dim)
 
 
 class Indexer(nn.Module):
-    """Scores every earlier key cheaply and keeps the best top_k of each query. Gets no gradient."""
+    """Cheap scorer of all earlier keys that keeps the top_k best per query; it gets no gradient."""
 
     def __init__(self, config: ModelConfig, mixer: MLAConfig, index: IndexerConfig) -> None:
         super().__init__()
@@ -186,12 +186,12 @@ class Indexer(nn.Module):
         return DocumentMask(None, chosen & allowed)
 
     def _turn(self, x: Tensor, inputs: MixerInputs) -> Tensor:
-        """The first values of each head turn, however wide the head."""
+        """`x` with the first values of each head rotated, whatever the width of the head."""
         return x if inputs.rope is None else apply_rope(x, inputs.rope, self.index.rope_style)
 
 
 def _allowed(mask: DocumentMask | None, x_BLD: Tensor, keys: int) -> Tensor:
-    """bool [B or 1, 1, L, S]."""
+    """bool [B or 1, 1, L, S]: the keys that each query may see before the indexer chooses."""
     batch, length = x_BLD.shape[:2]
     lower = torch.ones(length, keys, dtype=torch.bool, device=x_BLD.device).tril(keys - length)[None, None]
     if mask is None:
@@ -202,7 +202,7 @@ def _allowed(mask: DocumentMask | None, x_BLD: Tensor, keys: int) -> Tensor:
 
 
 def _scale(mixer: MLAConfig) -> float:
-    """The factor of the scores; YaRN's mscale_all_dim sharpens the softmax (DeepSeek-V2's model.py)."""
+    """Factor of the scores, with YaRN's mscale_all_dim, which sharpens the softmax (DeepSeek-V2)."""
     scale = mixer.softmax_scale or mixer.qk_head_dim**-0.5
     rope = mixer.rope
     if rope.scaling == "yarn" and rope.mscale_all_dim:

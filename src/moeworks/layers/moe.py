@@ -74,15 +74,15 @@ class MoE(nn.Module):
                 in no loss, and may hold anything, NaN included.
             sequence_ids: int64 [...], the sequence (packed document) of each token, for the sequence-wise
                 loss. None: each [L, D] slice of x is a sequence.
-            token_ids, token_types: int64 [...], what the tokens are and of which kind, for routers that ask.
+            token_ids, token_types: int64 [...], id and type of each token, for routers that need them.
             positions: int64 [...], in the token's sequence. None: along the last but one dimension of x.
-            replay: of one layer: the experts that these tokens are to have, whatever the router says.
+            replay: the experts to force for these tokens in place of the router's choice, for a single layer.
 
         Returns:
             y [..., D] and the Routing of the T tokens in row-major order.
 
-        Raises ConfigError for tensors of another shape, a replay that does not fit, and where the router
-        needs to know of its tokens what it is not told.
+        Raises ConfigError for tensors of another shape, a replay that does not fit, and missing token_ids,
+        token_types or positions that the router needs.
         """
         x_TD = x.reshape(-1, x.shape[-1])
         context = RoutingContext(
@@ -93,7 +93,7 @@ class MoE(nn.Module):
             positions_T=_places(x) if positions is None else _per_token(positions, x, "positions"),
         )
         if context.valid_T is not None:
-            # Padding may hold infinity or NaN: 0 times that is NaN, in the gradients of weights as well.
+            # Padding may hold infinity or NaN, and 0 times these is NaN, also in the gradients of weights.
             x_TD = x_TD.masked_fill(~context.valid_T.unsqueeze(1), 0.0)
         routing = self.router(x_TD, context)
         if replay is None:
@@ -105,7 +105,7 @@ class MoE(nn.Module):
         y_TD = self.experts(x_TD, routing, shared)
         config = self.config
         if config.num_identity_experts:
-            # In the experts' dtype: under autocast x may still be float32.
+            # Cast to the experts' dtype: under autocast x may still be float32.
             x_in = x_TD.to(y_TD.dtype)
             y_TD = y_TD + zero_computation(x_in, routing, config.num_experts, config.num_identity_experts)
         if self.shared is not None and shared is None:
@@ -131,7 +131,7 @@ class MoE(nn.Module):
         return y_TD if weights_T is None else y_TD * weights_T.unsqueeze(1)
 
     def _shared_token_weights(self, x_TD: Tensor) -> Tensor | None:
-        """[T], what multiplies the shared experts' output; None is 1."""
+        """[T]: the factor of the shared experts' output; None is 1."""
         if self.shared_token_gate is None:
             return None
         return torch.sigmoid(self.shared_token_gate(x_TD)).squeeze(1)

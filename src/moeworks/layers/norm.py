@@ -8,7 +8,7 @@ from moeworks.ops.norm import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, on ops.norm, with the weight in the input's dtype: autocast would leave the fused kernel."""
+    """torch's RMSNorm on ops.norm; the weight is cast to the input's dtype to keep the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D], the dtype of `x`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moeworks.config.balance import BalanceConfig
 from moeworks.config.policy_choices import PolicyGradientChoice
 from moeworks.config.router import RouterConfig
-from moeworks.errors import check
+from moeworks.errors import present
 from moeworks.layers.router import Choice, Router, Statistics, at_least_float32
 from moeworks.ops.policy import policy_losses
 from moeworks.ops.routing import Routing, RoutingContext
@@ -17,13 +17,13 @@ from moeworks.ops.scoring import Scores, choose_top_k, gumbel_like, routing_of, 
 
 
 class SampledExperts(Choice):
-    """In training draws without replacement from softmax(logits); in evaluation the best experts."""
+    """Choice by draws without replacement from softmax(logits) in training, by top-k in evaluation."""
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
         """The experts of each of the T tokens, in the order in which they were drawn."""
         if not self.training:
             return choose_top_k(scores, context)
-        # The best by logits with Gumbel noise are such a draw (Kool et al. 2019).
+        # Top-k of logits plus Gumbel noise is a draw without replacement (Kool et al. 2019).
         drawn_TE = scores.logits_TE.detach() + gumbel_like(scores.logits_TE)
         return routing_of(scores, stable_top_k(drawn_TE, self.config.top_k), context)
 
@@ -31,9 +31,9 @@ class SampledExperts(Choice):
 class PolicyGradientRouter(Router):
     """The linear router as a policy (Clark et al. 2022, section 3), and a baseline for its rewards.
 
-    The baseline is a running mean of the reward over optimizer steps plus x w, w trained: the mean follows
-    the model, which a weight alone would do too slowly. The policy's loss does not reach the stream through
-    the baseline.
+    The baseline is a running mean of the reward over optimizer steps plus x @ w with a trained w. The mean
+    follows the improving model faster than a trained weight could. No gradient of the policy's loss reaches
+    the residual stream through the baseline.
     """
 
     wants_token_losses = True
@@ -55,7 +55,7 @@ class PolicyGradientRouter(Router):
                 nn.init.zeros_(getattr(self, name))
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Route T tokens; in training the record has a baseline."""
+        """Route T tokens; in training the Routing has a baseline."""
         routing = super().forward(x_TD, context)
         if not self.training:
             return routing
@@ -74,29 +74,26 @@ class PolicyGradientRouter(Router):
         }
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """Those of moeworks.ops.policy. Raises ConfigError for a record without rewards."""
-        token_losses_T, baseline_T = routing.token_losses_T, routing.baseline_T
-        check(
-            token_losses_T is not None and baseline_T is not None,
-            "routing.token_losses",
-            None,
-            "are what a policy-gradient router learns from: replace(routing, token_losses_T=...) after a"
-            " forward pass in training",
+        """Policy, baseline and entropy losses. Raises ConfigError without token losses or a baseline."""
+        rule = (
+            "a policy-gradient router learns from each token's loss: run the forward pass in training mode,"
+            " then set replace(routing, token_losses_T=...)"
         )
-        assert token_losses_T is not None and baseline_T is not None
+        token_losses_T = present(routing.token_losses_T, "routing.token_losses_T", rule)
+        baseline_T = present(routing.baseline_T, "routing.baseline_T", rule)
         return policy_losses(routing, token_losses_T, baseline_T)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """The sum of the rewards, and of how many."""
+        """Statistics of the linear router, with the sum and the number of rewards."""
         sums = super().statistics(routing, balance)
         if routing.token_losses_T is not None:
-            # Losses are 0 in padding.
+            # Token losses are 0 in padding, so the plain sum is right.
             sums["reward"] = -routing.token_losses_T.sum()
             sums["rewarded_tokens"] = routing.num_tokens
         return sums
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """Move the running mean of the reward; the first step's mean is taken as it is."""
+        """Update the running mean of the reward; the first step sets it to that step's mean."""
         super().update(sums, balance)
         if "reward" not in sums:
             return

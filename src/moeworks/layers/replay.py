@@ -14,8 +14,8 @@ def replayed(
 ) -> Routing:
     """`routing`, which `router` has just made, with the experts of a single layer's `replay`.
 
-    Scores stay those of now; losses, loads and statistics count the experts that are forced. Raises
-    ConfigError where the record does not fit.
+    Scores stay those of this pass; losses, loads and statistics count the forced experts. Raises
+    ConfigError if the record does not fit.
     """
     ids_TK, variable = replayed_ids(replay, routing)
     (record,) = replay.routings
@@ -25,7 +25,7 @@ def replayed(
         assert isinstance(record, Routing)
         weights_TK = record.routing_weights_TK.detach().to(routing.routing_weights_TK)
         routing = replace(routing, expert_ids_TK=ids_TK, routing_weights_TK=weights_TK, variable=variable)
-    # Losses are not to count the choice that the router would have made.
+    # Losses must not count the router's own choice, which was replaced.
     routing = replace(routing, ranked=False, unbiased_ids_TK=None)
     if not isinstance(record, Routing):
         return apply_capacity(routing, capacity, training=training)

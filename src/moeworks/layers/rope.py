@@ -57,7 +57,10 @@ def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = F
     if rope.scaling == "longrope":
         factors = rope.long_factors if long else rope.short_factors
         check(
-            len(factors) == len(plain), "rope.long_factors", len(factors), f"must be {len(plain)}, one a pair"
+            len(factors) == len(plain),
+            "rope.long_factors",
+            len(factors),
+            f"must hold {len(plain)} factors, one per rotated pair",
         )
         return tuple(f / factor for f, factor in zip(plain, factors, strict=True))
     if rope.scaling == "linear":
@@ -68,7 +71,7 @@ def rope_frequencies(theta: float, rope: RopeConfig, dim: int, *, long: bool = F
 
 
 def attention_factor(rope: RopeConfig, *, long: bool = False) -> float:
-    """The factor that multiplies cosines and sines."""
+    """Attention factor of the scaling, which multiplies cosines and sines."""
     if rope.scaling == "longrope":
         mscale = rope.long_mscale if long else rope.short_mscale
         if mscale is not None:
@@ -90,7 +93,7 @@ def yarn_mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def apply_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] = "half") -> Tensor:
-    """Turn the pairs of the first values of each head; those beyond the table's width stay.
+    """Rotate pairs of values of each head by `table`; values beyond the table's width stay unchanged.
 
     Args:
         x: [..., L, P].
@@ -105,7 +108,7 @@ def apply_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] =
 
 
 def reference_rope(x: Tensor, table: Tensor, style: Literal["half", "interleaved"] = "half") -> Tensor:
-    """apply_rope in torch's functions, for every style, dtype and device."""
+    """Reference of apply_rope in plain torch, for every style, dtype and device."""
     cos, sin = table.to(x.dtype)
     dim = 2 * table.shape[-1]
     turned, still = (x, None) if x.shape[-1] == dim else (x[..., :dim], x[..., dim:])

@@ -43,16 +43,16 @@ class ExactBuffers(nn.Module):
 class Stateful(ExactBuffers):
     """State that moves once per optimizer step, never in a forward pass.
 
-    Activation checkpointing runs a forward twice, accumulation many times, evaluation any number: what a step
-    needs to know is a function of the Routing records, summed over micro-batches and ranks.
+    Activation checkpointing runs a forward pass twice, and evaluation adds more, so counting there would be
+    wrong. The update uses functions of the Routing records, summed over micro-batches and ranks.
     """
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """What `routing` adds to the step's sums: tensors whose sums over batches mean something."""
+        """Contribution of `routing` to the step's sums: tensors that may be added up over micro-batches."""
         return {}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """Move the state by the step's sums; called once per optimizer step, without gradients."""
+        """Update the state from the step's sums; called once per optimizer step, without gradients."""
 
 
 class RouterModule(Stateful):
@@ -64,15 +64,15 @@ class RouterModule(Stateful):
     """Whether set_token_counts_ does anything."""
 
     def set_token_counts_(self, counts_V: np.ndarray) -> None:
-        """How often each token occurs in the training text, before a run's first step."""
+        """Take the count of each token in the training text; called before a run's first step."""
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """Losses of the router's own, beside balance losses: sums over the valid tokens, by name."""
+        """Losses that only this router has, beside balance losses: sums over the valid tokens, by name."""
         return {}
 
     @property
     def coefficients(self) -> Mapping[str, float]:
-        """What each of `losses` is multiplied by, per token of the optimizer step and per layer."""
+        """Coefficient of each of `losses`, applied per token of the optimizer step and per layer."""
         return {}
 
     def looks_ahead(self) -> str | None:
@@ -80,9 +80,9 @@ class RouterModule(Stateful):
         return None
 
     def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
-        """`routing`, just made by this router, with other experts of its tokens, weighted as it weighs them.
+        """`routing`, which this router just made, with `expert_ids_TK` in place of its choice, reweighted.
 
-        Raises ConfigError, as here, in a router that cannot weigh experts that it has not chosen.
+        Raises ConfigError, as this default does, in a router that cannot weigh experts it did not choose.
         """
         raise ConfigError(
             f"replay.weights = 'recomputed': {type(self).__name__} cannot weigh experts that it did not"
@@ -92,14 +92,14 @@ class RouterModule(Stateful):
 
 
 class Choice(Stateful):
-    """From Scores to a Routing; the base class is top-k."""
+    """Way to choose experts from Scores; this base class is top-k."""
 
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
         self.config = config
 
     def choose(self, scores: Scores, context: RoutingContext) -> Routing:
-        """The experts of each of the T tokens."""
+        """Routing of the T tokens that `scores` describes."""
         return choose_top_k(scores, context)
 
 
@@ -122,7 +122,7 @@ class Router(RouterModule):
         self.register_buffer("expert_bias", bias)
         step = None if config.noise_steps is None else torch.zeros((), dtype=torch.int64)
         self.register_buffer("noise_step", step)
-        # Not part of a checkpoint: the config says it.
+        # Not saved in checkpoints: it follows from the config.
         self.pools = config.pool_experts
         pools_PE = pool_table(self.pools, routes) if self.pools else None
         self.register_buffer("pools_PE", pools_PE, persistent=False)
@@ -139,7 +139,7 @@ class Router(RouterModule):
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
         """Route T tokens; see Routing. Jitter and noise act in training only.
 
-        Raises ConfigError where experts are in pools and the context has no types, or others.
+        Raises ConfigError for experts in pools when the context has no token types, or types without a pool.
         """
         context = context or RoutingContext()
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -170,14 +170,14 @@ class Router(RouterModule):
         return self.config.choice.looks_ahead(training=self.training)
 
     def replayed(self, routing: Routing, expert_ids_TK: Tensor, *, variable: bool) -> Routing:
-        """Weights of the present scores, noise included, as for the router's own choice."""
+        """`routing` with these experts, weighted by its scores, noise included, like its own choice."""
         weights_TK = routing_weights(
             routing.router_logits_TE, routing.router_probs_TE, expert_ids_TK, self.config, variable=variable
         )
         return replace(routing, expert_ids_TK=expert_ids_TK, routing_weights_TK=weights_TK, variable=variable)
 
     def statistics(self, routing: Routing, balance: BalanceConfig) -> Statistics:
-        """The statistics of the choice, and the counts that move expert_bias."""
+        """Statistics of the choice, with the counts that the expert_bias update needs."""
         sums = self.choice.statistics(routing, balance)
         if self.expert_bias is None or balance.bias_rule == "none":
             return sums
@@ -193,7 +193,7 @@ class Router(RouterModule):
         return sums | {"tokens_per_expert": routing.tokens_per_expert()}
 
     def update(self, sums: Statistics, balance: BalanceConfig) -> None:
-        """Move expert_bias, the state of the choice, and the noise towards its end."""
+        """Update expert_bias and the state of the choice, and advance the schedule of the noise."""
         self.choice.update(sums, balance)
         if self.expert_bias is not None and balance.bias_rule != "none":
             self.expert_bias.copy_(self._moved_bias(self.expert_bias, sums, balance))
@@ -209,7 +209,7 @@ class Router(RouterModule):
         return bias_towards_prices(bias_E, prices_E, balance)
 
     def _noise_scale(self) -> Tensor | float:
-        """What all noise is multiplied by: from 1 down to 0 over noise_steps."""
+        """Factor of all noise, which falls from 1 to 0 over noise_steps."""
         if self.noise_step is None or self.config.noise_steps is None:
             return 1.0
         return (1 - self.noise_step / self.config.noise_steps).clamp(min=0.0)
@@ -225,11 +225,11 @@ def expert_bias_of(router: RouterModule) -> Tensor | None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """What a router computes in: float32, or float64 in a float64 model."""
+    """`x` in the dtype that routers compute in: float32, or float64 in a float64 model."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def ranking_of(routing: Routing, config: RouterConfig) -> Tensor:
-    """[T, E], what the experts of a Routing were ranked by, without Gumbel noise and bias."""
+    """[T, E]: the values that ranked the experts of a Routing, without Gumbel noise and bias."""
     before = config.score_order == "before_top_k"
     return (routing.router_probs_TE if before else routing.router_logits_TE).detach()

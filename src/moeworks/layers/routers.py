@@ -1,4 +1,4 @@
-"""From a config, or from a class or function of the user's own, to the router of a layer."""
+"""The router of a layer, built from a config or from the user's own class or function."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +17,10 @@ from moeworks.layers.router import Router, RouterModule, at_least_float32
 from moeworks.ops.routing import Routing, RoutingContext
 
 RouterFunction = Callable[[Tensor, RoutingContext], Routing]
-"""x [T, D] in float32 or float64, and what else is known of the tokens, to a Routing of E experts."""
+"""Function from x [T, D] (float32 or float64) and a RoutingContext to a Routing over E experts."""
 
 RouterBuilder = Callable[[RouterConfig, int], RouterFunction]
-"""A config and d_model to a router: an nn.Module with such a forward, or a function."""
+"""Function from a RouterConfig and d_model to a RouterFunction, which may be an nn.Module."""
 
 ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
     "hash": HashRouter,
@@ -29,7 +29,7 @@ ROUTERS: dict[str, Callable[[RouterConfig, int], RouterModule]] = {
     "policy_gradient": PolicyGradientRouter,
     "bandit": BanditRouter,
 }
-"""Kinds of choice whose router is not the plain linear one."""
+"""Router classes by kind of choice; every other kind uses the plain linear Router."""
 
 _REGISTERED: dict[str, RouterBuilder] = {}
 
@@ -37,7 +37,7 @@ _REGISTERED: dict[str, RouterBuilder] = {}
 def register_router(name: str, build: RouterBuilder) -> None:
     """Let configs say CustomChoice(name=...): `build` then makes the router of each layer.
 
-    For this process only: a run of such a config is loaded where the same name is registered.
+    The registration holds for this process: register the same name before you load such a run elsewhere.
     """
     _REGISTERED[name] = build
 
@@ -60,12 +60,12 @@ def build_router(config: RouterConfig, d_model: int) -> RouterModule:
 
 
 def own_router(router: RouterFunction, config: RouterConfig) -> RouterModule:
-    """A router of the user's own as a RouterModule: what is none is wrapped, and its results are checked."""
+    """The user's router as a RouterModule: anything else is wrapped, and the results are checked."""
     return router if isinstance(router, RouterModule) else OwnRouter(router, config)
 
 
 class OwnRouter(RouterModule):
-    """Calls a function, or an nn.Module, in float32 outside of autocast, and looks at what it returns."""
+    """Wrapper that calls the user's function or module in float32, outside autocast; checks its result."""
 
     def __init__(self, route: RouterFunction, config: RouterConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class OwnRouter(RouterModule):
                 reset()
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Its Routing, which padding and sequences are added to."""
+        """The Routing that the wrapped router returns, with padding and sequence ids added."""
         context = context or RoutingContext()
         with torch.autocast(x_TD.device.type, enabled=False):
             routing = self.route(at_least_float32(x_TD), context)

@@ -68,7 +68,7 @@ class SoftMoE(nn.Module):
             want = tuple(x.shape[:-1])
             check(found in (None, want), name, found, f"must have the leading dimensions of x, {want}")
         if sequence_ids is None:
-            # Not -1 for the number of sequences: without tokens it could be any.
+            # The number of sequences is explicit: with no tokens, -1 would be ambiguous.
             x_BLD = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
             valid_BL = None if valid is None else valid.reshape(x_BLD.shape[:2])
             y_BLD, dispatch_BLS, combine_BLS = self._mix(x_BLD, valid_BL)
@@ -102,7 +102,7 @@ class SoftMoE(nn.Module):
     def _mix(self, x_BLD: Tensor, valid_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """y [B, L, D], and dispatch and combine weights [B, L, S]."""
         if valid_BL is not None:
-            # Whatever stands in padding: 0 times infinity would be NaN.
+            # Padding may hold infinity, and 0 times infinity is NaN.
             x_BLD = x_BLD.masked_fill(~valid_BL.unsqueeze(-1), 0.0)
         with torch.autocast(x_BLD.device.type, enabled=False):
             exact_BLD = at_least_float32(x_BLD)
@@ -114,7 +114,7 @@ class SoftMoE(nn.Module):
         return combine_BLS.to(y_BSD.dtype) @ y_BSD, dispatch_BLS, combine_BLS
 
     def _run_experts(self, slots_BSD: Tensor) -> Tensor:
-        """Each slot through its expert: as tokens of the sparse layer that have one expert, in its order."""
+        """Outputs of all slots: the sparse backends run them as tokens with one expert each, in order."""
         experts, each = self.slots.shape[:2]
         rows, _, width = slots_BSD.shape
         assert slots_BSD.shape[1] == count_slots(self.config)

@@ -1,4 +1,4 @@
-"""Pools of experts: tokens of a type have the experts of its pool alone (MoMa, Lin et al. 2024; VLMo, Bao et
+"""Pools of experts: tokens of a type use only the experts of its pool (MoMa, Lin et al. 2024; VLMo, Bao et
 al. 2022; ERNIE 4.5, 2025).
 
 P counts types. **Balanced** with pools means: the assignments of each type are spread evenly over its pool,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from moeworks.errors import check
+from moeworks.errors import check, present
 from moeworks.ops.routing import Routing, count_assignments
 
 Pools = Sequence[Sequence[int]]
@@ -31,33 +31,36 @@ def pool_table(pools: Pools, num_experts: int) -> Tensor:
 def reachable(table_PE: Tensor, types_T: Tensor | None) -> Tensor:
     """bool [T, E]: the experts that each token may have.
 
-    Raises ConfigError without types, and on a CPU for a type without a pool; elsewhere, and compiled, torch
-    raises when it looks up the row.
+    Raises ConfigError without types, and on the CPU for a type without a pool. On other devices, and when
+    compiled, torch raises at the row lookup instead.
     """
     count = len(table_PE)
-    check(
-        types_T is not None,
+    types_T = present(
+        types_T,
         "token_types",
-        None,
-        f"the model has {count} pools of experts (router.pools), so it must be told which type each token"
-        " has: moe(x, token_types=...), decoder(tokens, token_types_BL=...), or --domain NAME of a command",
+        f"the model has {count} pools of experts (router.pools) and needs the type of each token: pass"
+        " moe(x, token_types=...), decoder(tokens, token_types_BL=...), or --domain NAME to a command",
     )
-    assert types_T is not None
     if types_T.device.type == "cpu" and types_T.numel() and not torch.compiler.is_compiling():
         for value in (int(types_T.min()), int(types_T.max())):
-            check(0 <= value < count, "token_types", value, f"must lie in 0 .. {count - 1}: a pool for each")
+            check(
+                0 <= value < count,
+                "token_types",
+                value,
+                f"must lie in 0 .. {count - 1}, the numbers of the pools",
+            )
     return table_PE.index_select(0, types_T)
 
 
 def within_pools(routing: Routing) -> Iterator[tuple[Tensor, Routing]]:
-    """Per type its valid tokens, a scalar, and the decision over them and the experts of their pool.
+    """For each type, its number of valid tokens and the Routing of these tokens over their pool's experts.
 
-    Tokens of other types are padding in it, experts are numbered by their place in the pool.
+    In that Routing, tokens of other types are padding, and an expert's id is its place in the pool.
     """
     assert routing.token_types_T is not None
     for number, experts in enumerate(routing.pools):
         columns = torch.tensor(experts, device=routing.expert_ids_TK.device)
-        # All other experts are empty slots: tokens of this type have none of them.
+        # Experts outside the pool become empty slots: tokens of this type never use them.
         place = torch.full((routing.num_experts + 1,), len(experts), device=columns.device)
         place[columns] = torch.arange(len(experts), device=columns.device)
         valid_T = routing.token_types_T == number
@@ -79,10 +82,10 @@ def within_pools(routing: Routing) -> Iterator[tuple[Tensor, Routing]]:
 
 
 def counts_by_type(routing: Routing, expert_ids_TK: Tensor) -> Tensor:
-    """int64 [P, E]: assignments of the valid tokens of each type."""
+    """int64 [P, E]: assignments of each type's valid tokens to each expert."""
     types_T, ids = routing.token_types_T, routing.num_experts + 1
     assert types_T is not None
-    # An expert of a type is an expert of its own, and so is its empty slot, which is left out in the end.
+    # Each (type, expert) pair gets its own id; each type's empty slot too, which the last line drops.
     flat = count_assignments(
         expert_ids_TK + types_T[:, None] * ids, len(routing.pools) * ids, routing.valid_T
     )
@@ -90,7 +93,7 @@ def counts_by_type(routing: Routing, expert_ids_TK: Tensor) -> Tensor:
 
 
 def fair_loads(counts_PE: Tensor, pools: Pools) -> tuple[Tensor, int]:
-    """int64 [E] and a divisor: each expert's load where every type is spread evenly over its pool."""
+    """int64 [E] and a divisor: load * divisor of each expert if every type fills its pool evenly."""
     divisor = math.lcm(*(len(experts) for experts in pools))
     each_P = counts_PE.sum(dim=1) * torch.tensor(
         [divisor // len(experts) for experts in pools], device=counts_PE.device
