@@ -73,7 +73,7 @@ def test_the_cache_holds_the_latent_and_one_rotary_key():
     cache = KVCache(config, 1, 10)
     Decoder(config)(torch.zeros(1, 7, dtype=torch.int64), cache=cache)
     assert cache.values() == 2 * 7 * (8 + 4)
-    with pytest.raises(ConfigError, match="cache length = 11: exceeds its size, 10"):
+    with pytest.raises(ConfigError, match="cache length = 11: exceeds the cache's size, 10"):
         Decoder(config)(torch.zeros(1, 4, dtype=torch.int64), cache=cache)
 
 

@@ -237,7 +237,9 @@ def test_mtp_layers_follow_where_the_record_has_them():
     free = model(tokens, ahead=True, replay=Replay(ids[:2])).routings
     assert torch.equal(free[0].expert_ids_TK, ids[0])
     assert len(free) == 4
-    with pytest.raises(ConfigError, match=r"replay.routings = '4 layers': must be one for each of the 2"):
+    with pytest.raises(
+        ConfigError, match=r"replay.routings = '4 layers': must hold one routing for each of the 2"
+    ):
         model(tokens, replay=Replay(output.routings))
 
 
@@ -289,16 +291,20 @@ def test_records_that_do_not_fit():
     with pytest.raises(ConfigError, match=r"replay: num_experts = 9: must be the layer's, 6"):
         moe(x, replay=Replay([wider]))
     _, padded = moe(x, valid=torch.tensor([True, True, False, True]))
-    with pytest.raises(ConfigError, match=r"replay: valid = 'token 2': is padding in the record and a token"):
+    with pytest.raises(ConfigError, match=r"replay: token 2 is padding in the record and not here"):
         moe(x, replay=Replay([padded]))
     moe(x, valid=torch.tensor([True, False, False, True]), replay=Replay([padded]))
-    with pytest.raises(ConfigError, match=r"replay.routings = '2 layers': must be one for each of the 1 MoE"):
+    with pytest.raises(
+        ConfigError, match=r"replay.routings = '2 layers': must hold one routing for each of the 1 MoE"
+    ):
         moe(x, replay=Replay([routing, routing]))
     with pytest.raises(
         ConfigError, match=r"replay.weights = 'recorded': needs records .* routings\[0\] holds"
     ):
         Replay([routing.expert_ids_TK], weights="recorded")
-    with pytest.raises(ConfigError, match=r"replay.routings = '1 layers': must be one for each of the 2 MoE"):
+    with pytest.raises(
+        ConfigError, match=r"replay.routings = '1 layers': must hold one routing for each of the 2 MoE"
+    ):
         make_model()(some_tokens(), replay=Replay([random_ids(20)]))
     with pytest.raises(ConfigError, match=r"replay of layer 2: expert_ids = \(19, 2\)"):
         make_model()(some_tokens(), replay=Replay([random_ids(20), random_ids(19)]))

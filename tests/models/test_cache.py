@@ -76,7 +76,7 @@ def test_append_keeps_what_was_there():
 
 def test_a_full_cache_is_an_error(model):
     cache = KVCache(CONFIG, batch=1, max_len=4, dtype=torch.float64)
-    with pytest.raises(ConfigError, match=r"cache length = 5: exceeds its size, 4 positions"):
+    with pytest.raises(ConfigError, match=r"cache length = 5: exceeds the cache's size, 4 positions"):
         model(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
 
 
@@ -105,7 +105,7 @@ def test_a_cache_that_starts_from_another_goes_on_as_it(name):
 
 def test_a_cache_starts_from_what_is_held_only():
     plain, windowed = (Decoder(tiny_config(name)).double().eval() for name in ("mixtral", "mixtral_window"))
-    for other, message in ((plain, "only 12 are held"), (windowed, "windows and recurrences hold the end")):
+    for other, message in ((plain, "only 12 are held"), (windowed, "can only be copied whole")):
         held = KVCache(other.config, 1, 20, dtype=torch.float64)
         other(torch.ones(1, 12, dtype=torch.int64), cache=held)
         with pytest.raises(ConfigError, match=message):

@@ -56,7 +56,7 @@ class GatedDeltaNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw rates from (0, 16) and set biases to 1 (Qwen3-Next); the convolution starts as nn.Conv1d does."""
+        """Draw rates from (0, 16), set biases to 1 (Qwen3-Next), and draw the convolution like nn.Conv1d."""
         bound = self.mixer.conv_kernel**-0.5
         nn.init.uniform_(self.conv, -bound, bound)
         nn.init.ones_(self.decay_bias)

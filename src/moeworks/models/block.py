@@ -109,7 +109,7 @@ class Block(nn.Module):
         cache: Any = None,
         carry: Carry = NOTHING,
     ) -> tuple[Tensor, BlockRoutings, Carry]:
-        """The stream [B, L, D] after this layer, its routing decisions, and what later layers need of it.
+        """The stream [B, L, D] after this layer, its routing decisions, and results that later layers need.
 
         `cache` fits the mixer's kind; `carry` comes from the layer before.
         """
@@ -169,7 +169,7 @@ Mixer = GQAttention | MLAttention | GatedDeltaNet | MixtureOfAttention
 
 
 def build_mixer(config: ModelConfig, mixer: MixerConfig) -> Mixer:
-    """The layer of a mixer's kind."""
+    """The module that implements a mixer's config."""
     if isinstance(mixer, MLAConfig):
         return MLAttention(config, mixer)
     if isinstance(mixer, GatedDeltaConfig):

@@ -1,4 +1,4 @@
-"""What a decoder remembers of earlier positions, layer by layer, by the kind of mixer.
+"""State that a decoder keeps of earlier positions, per layer, by the kind of mixer.
 
 LayerKVCache    keys and values of all positions, in place
 BoundedKVCache  those of the last few: sliding windows and chunks
@@ -36,7 +36,7 @@ class LayerKVCache:
         device: torch.device,
         v_width: int | None = None,
     ) -> None:
-        """`shape_BGSP` of the keys; `v_width` of a value, None for that of a key."""
+        """Allocate keys of `shape_BGSP`; `v_width` is the width of a value, None for that of a key."""
         self._k = torch.empty(shape_BGSP, dtype=dtype, device=device)
         self._v = torch.empty((*shape_BGSP[:3], v_width or shape_BGSP[3]), dtype=dtype, device=device)
         self.length = 0
@@ -44,7 +44,7 @@ class LayerKVCache:
     def append(self, k_BGLP: Tensor, v_BGLP: Tensor) -> tuple[Tensor, Tensor]:
         """Keep new keys and values; return views of all so far."""
         end = self.length + k_BGLP.shape[2]
-        check(end <= self._k.shape[2], "cache length", end, f"exceeds its size, {self._k.shape[2]} positions")
+        check(end <= self._k.shape[2], "cache length", end, _size_rule(self._k.shape[2]))
         self._k[:, :, self.length : end] = k_BGLP
         self._v[:, :, self.length : end] = v_BGLP
         self.length = end
@@ -73,8 +73,8 @@ class BoundedKVCache:
         device: torch.device,
         v_width: int | None = None,
     ) -> None:
-        """`shape_BGWP` of the keys, with the reach W: a token sees at most W positions, its own included;
-        `v_width` of a value, None for that of a key."""
+        """Allocate keys of `shape_BGWP`; a token sees at most W positions, its own included. `v_width` is the
+        width of a value, None for that of a key."""
         batch, groups, self.reach, width = shape_BGWP
         self._k = torch.empty((batch, groups, 0, width), dtype=dtype, device=device)
         self._v = torch.empty((batch, groups, 0, v_width or width), dtype=dtype, device=device)
@@ -86,7 +86,7 @@ class BoundedKVCache:
         return self.length - self._k.shape[2]
 
     def append(self, k_BGLP: Tensor, v_BGLP: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is held and the new; keep the last reach - 1 of both."""
+        """Return held and new keys and values; keep the last W - 1 positions of both together."""
         k = torch.cat([self._k, k_BGLP.to(self._k.dtype)], dim=2)
         v = torch.cat([self._v, v_BGLP.to(self._v.dtype)], dim=2)
         self.length += k_BGLP.shape[2]
@@ -123,7 +123,7 @@ class LatentKVCache:
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Keep new rows; return views of all so far."""
         end, size = self.length + new[0].shape[1], self._rows[0].shape[1]
-        check(end <= size, "cache length", end, f"exceeds its size, {size} positions")
+        check(end <= size, "cache length", end, _size_rule(size))
         for held, rows in zip(self._rows, new, strict=True):
             held[:, self.length : end] = rows
         self.length = end
@@ -154,12 +154,12 @@ class StateCache:
         self.length = 0
 
     def advance(self, conv: Tensor, state: Tensor, length: int) -> None:
-        """Keep what `length` more tokens left."""
+        """Store the state after `length` more tokens."""
         self.conv, self.state = conv.clone(), state
         self.length += length
 
     def held(self) -> tuple[Tensor, ...]:
-        """What the last token left; nothing before the first."""
+        """State after the last token; empty before the first token."""
         return () if self.conv is None or self.state is None else (self.conv, self.state)
 
     def stack(self, rows: Sequence[tuple[Tensor, ...]]) -> None:
@@ -171,8 +171,12 @@ class StateCache:
         return sum(t.numel() for t in self.held())
 
 
+def _size_rule(size: int) -> str:
+    return f"exceeds the cache's size, {size} positions; make it with a larger max_len"
+
+
 def _right_aligned(rows: Sequence[tuple[Tensor, ...]], dim: int) -> list[Tensor]:
-    """Tensors of one sequence each as one batch; zeros stand before those that are shorter along `dim`."""
+    """Batch of tensors of one sequence each; those shorter along `dim` are padded with zeros in front."""
     stacked = []
     for parts in zip(*rows, strict=True):
         longest = max(part.shape[dim] for part in parts)
@@ -202,8 +206,8 @@ class KVCache:
         device: torch.device | str = "cpu",
         left_padding_B: Tensor | None = None,
     ) -> None:
-        """`left_padding_B`, int64: how many tokens at the start of each row are padding, in rows of unequal
-        length; None: none are."""
+        """Make an empty cache. `left_padding_B`, int64: padding tokens at the start of each row, for rows of
+        unequal length; None is no padding."""
         self.left_padding_B = left_padding_B
         self._document_ids_BS: Tensor | None = None
         place = torch.device(device)
@@ -217,9 +221,9 @@ class KVCache:
         return self.layers[0].length
 
     def extend_documents(self, document_ids_BL: Tensor | None) -> Tensor | None:
-        """Keep the documents of the next tokens; int64 [B, S], those of all positions up to the last of them.
+        """Store the document ids of the next tokens; returns those of all positions so far, int64 [B, S].
 
-        None where a row is one document. Raises ConfigError where only some of the positions have ids.
+        Returns None if each row is one document. Raises ConfigError if only some positions have ids.
         """
         past, held_BS = self.length, self._document_ids_BS
         if past and (held_BS is None) != (document_ids_BL is None):
@@ -236,7 +240,7 @@ class KVCache:
 
     @property
     def forgets(self) -> bool:
-        """Whether `forget` works: caches of windows and recurrences have let go of what they would need."""
+        """Whether `forget` works: caches of windows and recurrences no longer hold what it would need."""
         return all(isinstance(layer, (LayerKVCache, LatentKVCache)) for layer in self.layers)
 
     def forget(self, positions: int) -> None:
@@ -247,12 +251,13 @@ class KVCache:
             layer.length -= positions  # pyrefly: ignore[read-only]
 
     def start_from(self, other: "KVCache", positions: int) -> None:
-        """Take over the first `positions` of another cache of the same model and rows; this one is empty.
+        """Copy the first `positions` of another cache of the same model and rows into this empty one.
 
-        Raises ConfigError where `other` does not hold them: windows and recurrences hold no others than all.
+        Raises ConfigError if `other` does not hold them: windows and recurrences can only be copied whole.
         """
         whole = positions == other.length
-        check(whole or other.forgets, "cache.start_from", positions, "windows and recurrences hold the end")
+        rule = f"must be all {other.length}: caches of windows and recurrences can only be copied whole"
+        check(whole or other.forgets, "cache.start_from", positions, rule)
         check(0 <= positions <= other.length, "cache.start_from", positions, f"only {other.length} are held")
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             if isinstance(mine, StateCache) and isinstance(theirs, StateCache):
@@ -270,7 +275,7 @@ class KVCache:
 
     @classmethod
     def stacked(cls, config: ModelConfig, rows: Sequence["KVCache"], max_len: int) -> "KVCache":
-        """One cache for the sequences of several, of one each, that ends where the longest of them does."""
+        """One cache that joins caches of one sequence each, right-aligned to the longest."""
         longest = max(row.length for row in rows)
         padding = [longest - row.length for row in rows]
         first = next(t for layer in rows[0].layers for t in layer.held())

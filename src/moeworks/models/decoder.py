@@ -43,7 +43,7 @@ class DecoderOutput:
 
     @property
     def logits_BLV(self) -> Tensor:  # noqa: N802  (a shape suffix)
-        """Next-token logits, in the compute dtype. Each use computes them; losses do without."""
+        """Next-token logits in the compute dtype, computed at each access; losses do not need them."""
         return self.head.logits(self.hidden_BLD)
 
     @property
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
         ahead: bool = False,
         replay: Replay | None = None,
     ) -> DecoderOutput:
-        """The states and the head that give logits of the next token at every position.
+        """Hidden states and the output head, which together give next-token logits at every position.
 
         Args:
             tokens_BL: int64 token ids.
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
                 they are given in all calls or in none.
             valid_BL: bool, False for padding at the end of a row. Padding at the start of rows is the
                 cache's `left_padding_B`.
-            token_types_BL: int64, kinds of tokens (modality, language, ...), for routers that ask; by
+            token_types_BL: int64, types of tokens (modality, language, ...), for routers with pools; by
                 default all are of `token_type`.
             cache: earlier positions of the same rows; grows by L.
             last_only: logits of the last position alone, L = 1 of them.
@@ -184,15 +184,15 @@ class Decoder(nn.Module):
         return predicted, routings
 
     def _run(self, layer: nn.Module, *arguments: Any) -> Any:
-        """The layer's result; with activation checkpointing its backward pass recomputes the activations."""
-        # A second run would append to a cache once more.
+        """Result of one layer; with activation checkpointing the backward pass recomputes its activations."""
+        # With a cache there is no recomputation: a second run would append to the cache again.
         cached = any(isinstance(argument, LayerCaches) for argument in arguments)
         if self.activation_checkpointing and torch.is_grad_enabled() and not cached:
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
 
     def _replays(self, replay: Replay | None, *, ahead: bool) -> dict[int, Replay]:
-        """The replay of each layer that has one, by index; MTP layers are numbered on."""
+        """Replays by layer index; MTP layers are numbered after the others."""
         if replay is None:
             return {}
         config = self.config
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         )
 
     def _refuse_to_look_ahead(self) -> None:
-        """Raise ConfigError, except in training, where experts depend on the token to be predicted."""
+        """Raise ConfigError, outside of training, if experts depend on the token to be predicted."""
         if self.training:
             return
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity came from."""
+"""Search for the module in which a NaN or an infinity first appears."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +108,7 @@ def _in_words(module: str) -> str:
 
 
 def _cause(model: nn.Module, module: str) -> str:
-    """Whether the module's weights or its sums are to blame, and what to do."""
+    """Probable cause (the module's weights or an overflow in its sums), and the remedy."""
     for name, values in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
         bad = int((~torch.isfinite(values)).sum())
         if bad:

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Origin:
-    """What a model was loaded from. Saving keeps what it says beyond the model."""
+    """Checkpoint that a model was loaded from; saving keeps the metadata that the model itself lacks."""
 
     family: str | None
     """Name of the published checkpoint's family; None for a run."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DocumentMask:
-    """The keys that a query may look at where these are not all earlier ones: documents of packed rows (R of
-    the B rows), windows, chunks, padding."""
+    """Mask of the keys that a query may see, for packed documents, windows, chunks and padding.
+
+    It covers R of the B rows; queries of the other rows see all earlier keys."""
 
     rows_R: Tensor | None
     """int64, ascending, the rows that the mask belongs to; others see all earlier keys. None: all rows."""
@@ -38,8 +39,8 @@ def document_mask(document_ids_BS: Tensor, length: int | None = None) -> Documen
 def visible(queries: Tensor, keys: Tensor, *, window: int | None = None, chunk: int | None = None) -> Tensor:
     """bool [..., L, S]: whether the query at position [..., L] may see the key at position [..., S].
 
-    Keys at negative positions are padding: nobody sees them but padding itself, all of whose keys are as
-    good as any (its output is never used, and must not be NaN).
+    Keys at negative positions are padding, which only padding queries see: their output is never used, but
+    without a visible key it would be NaN.
     """
     q, k = queries.unsqueeze(-1), keys.unsqueeze(-2)
     seen = (k <= q) & ((k >= 0) | (q < 0))
@@ -89,7 +90,7 @@ def explicit_attention(
     sinks_H: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal grouped-query attention written out, for what no fused kernel has: sinks and capped scores.
+    """Causal grouped-query attention written out, for sinks and capped scores, which no fused kernel has.
 
     `sinks_H` are logits that take part in the softmax and stand for no key (gpt-oss); `softcap` turns a
     score into cap * tanh(score / cap) (Grok-1). The softmax is in float32 at least.
@@ -144,7 +145,7 @@ def _attention(
 ) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if grouped and mask is not None and q.is_cuda:
-        # No fused CUDA kernel takes a mask and grouped heads: torch would build all L x L scores.
+        # No fused CUDA kernel takes both a mask and grouped heads: torch would build all L x L scores.
         repeats = q.shape[1] // k.shape[1]
         k, v, grouped = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1), False
     return F.scaled_dot_product_attention(

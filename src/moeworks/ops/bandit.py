@@ -18,12 +18,12 @@ from moeworks.ops.scoring import stable_top_k
 
 @dataclass(frozen=True, eq=False)
 class BanditState:
-    """What U bandits remember; float32 or float64. Each forgets in the steps in which it plays."""
+    """State of U bandits, float32 or float64. A bandit's values are discounted in steps in which it plays."""
 
     counts_UE: Tensor
     """Discounted number of times that each arm was taken."""
     rewards_UE: Tensor
-    """Discounted sum of what it gave above the baseline."""
+    """Discounted sum of each arm's rewards above the baseline."""
     steps_U: Tensor
     """Discounted number of steps with a play."""
     baseline_U: Tensor
@@ -38,7 +38,7 @@ class BanditState:
 
 
 def buckets_of(ids_T: Tensor, buckets: int, vocab_size: int | None, seed: int) -> Tensor:
-    """int64 [T]: the ids themselves where there is a bucket for each; else a universal hash of them."""
+    """int64 [T]: the bucket of each id: the id itself with a bucket per id, else a universal hash."""
     if vocab_size is not None and vocab_size <= buckets:
         return ids_T
     return universal_hashes(ids_T, seed, 1)[:, 0] % buckets
@@ -91,7 +91,7 @@ def draw_arms(plan_UrK: Tensor, arms: int, buckets_T: Tensor, parts: Sequence[Te
 def best_arms(index_UE: Tensor, buckets_U: Tensor, top_k: int) -> Tensor:
     """int64 [U, K]: the arms of the greatest indices; among equals in turn from arm bucket modulo E.
 
-    Were it from arm 0 for all, every bandit would begin with the same experts.
+    With ties settled from arm 0 everywhere, all bandits would start with the same experts.
     """
     arms = index_UE.shape[1]
     first_U1 = buckets_U[:, None] % arms

@@ -63,7 +63,7 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 def delta_step(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token (L = 1), as the formula says; q comes scaled, q and k normalised."""
+    """Output and state after one token (L = 1), by the formula; q must be scaled, q and k normalised."""
     q, k, v, log_decay, beta = (x.squeeze(2) for x in inputs)
     state = state * (log_decay[..., None] if log_decay.dim() == 2 else log_decay).exp()[..., None]
     correction = (v - torch.einsum("bhkv,bhk->bhv", state, k)) * beta[..., None]
@@ -74,7 +74,7 @@ def delta_step(inputs: DeltaInputs, state: Tensor) -> tuple[Tensor, Tensor]:
 def delta_chunks(
     inputs: DeltaInputs, state: Tensor, segments_BL: Tensor | None = None, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`delta_step` over L tokens, as matrix products over `size` tokens at a time."""
+    """Outputs and state of `delta_step` over L tokens, as matrix products over chunks of `size` tokens."""
     if size is None:
         size = CHUNK if inputs.log_decay.dim() == 3 else CHUNK_OF_CHANNELS
     outs, previous_B1 = [], None if segments_BL is None else segments_BL[:, :1]
@@ -118,7 +118,7 @@ def _decays_of_pairs(total: Tensor) -> Tensor:
 
 
 def _decayed_products(x: Tensor, k: Tensor, pairs: Tensor) -> Tensor:
-    """[B, H, C, C]: x_i . k_j, what lies between them decayed."""
+    """[B, H, C, C]: x_i . k_j, times the decay from token j to token i."""
     if pairs.shape[-1] == 1:
         return x @ k.transpose(-1, -2) * pairs[..., 0]
     return torch.einsum("bhid,bhijd,bhjd->bhij", x, pairs, k)

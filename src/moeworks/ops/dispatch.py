@@ -64,9 +64,9 @@ def apply_capacity(routing: Routing, config: CapacityConfig, *, training: bool) 
 
 
 def _capacity(routing: Routing, factor: float, min_capacity: int) -> int | Tensor:
-    """The limit; a tensor when the number of assignments is one, so that nothing waits for the device.
+    """Assignments that an expert takes; with pools [E], one limit per expert.
 
-    With pools [E], that of each expert.
+    A tensor if the number of assignments is a tensor, so that the host never waits for the device.
     """
     if routing.pools:
         fair_E, times = fair_loads(counts_by_type(routing, routing.expert_ids_TK), routing.pools)
@@ -110,7 +110,7 @@ def _priority(routing: Routing, drop_policy: str) -> Tensor:
     places_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
     if drop_policy == "position":
         return places_TK.reshape(-1)
-    # Empty slots take no capacity: what stands in for their probability does not matter.
+    # Empty slots take no capacity, so their placeholder probability does not matter.
     chosen_TK = routing.router_probs_TE.detach().gather(1, ids_TK.clamp(max=routing.num_experts - 1))
     if drop_policy == "probability":
         return chosen_TK.reshape(-1).argsort(descending=True, stable=True)

@@ -36,7 +36,7 @@ class ExpertWeights:
 
     @property
     def num_experts(self) -> int:
-        """E."""
+        """Number of routed experts with weights (E)."""
         return self.down_proj.shape[0]
 
     def tensors(self) -> list[Tensor]:
@@ -59,7 +59,7 @@ class SharedWeights:
     down_proj: Tensor
     """[D, F]."""
     weights_T: Tensor | None
-    """What multiplies each token's output; None is 1."""
+    """Factor of each token's output; None is 1."""
 
 
 def shared_output(x_TD: Tensor, shared: SharedWeights, activation: Activation) -> Tensor:
@@ -77,7 +77,7 @@ def masked_weights(routing: Routing) -> Tensor:
 
 
 def zero_computation(x_TD: Tensor, routing: Routing, num_experts: int, num_identity: int) -> Tensor:
-    """What identity experts add: the token times the weights it gave them. Zero experts add nothing.
+    """y [T, D] of the zero-computation experts: identity experts add weight * token, zero experts nothing.
 
     Ids from `num_experts` to `num_experts + num_identity` are identity experts (LongCat-Flash, section 2.1).
     """

@@ -67,7 +67,7 @@ def balanced_table(counts_V: np.ndarray, num_experts: int, top_k: int) -> np.nda
     """int64 [V, K]: each token, the most frequent first, to the K experts with the least load so far.
 
     Balanced hashing of Roller et al. 2021 (section 3.1), there for K = 1. Ties go to the lower id. A token
-    that never occurs weighs next to nothing, so that those too are spread.
+    that never occurs gets a tiny weight, so that such tokens are spread too.
     """
     table = np.empty((len(counts_V), top_k), np.int64)
     # Scaled so that all unseen tokens together weigh less than one occurrence.
@@ -84,7 +84,7 @@ def balanced_table(counts_V: np.ndarray, num_experts: int, top_k: int) -> np.nda
 def even_routing(
     expert_ids_TK: Tensor, num_experts: int, scale: float, context: RoutingContext, like: Tensor
 ) -> Routing:
-    """The record of experts that nothing scored: each of a token's K weighs scale / K, in `like`'s dtype.
+    """Routing to experts without scores: each of a token's K has the weight scale / K, in `like`'s dtype.
 
     The probabilities are 1 / K for these experts and 0 for the others, without gradient.
     """

@@ -54,7 +54,7 @@ class StepTotals:
 
 @torch.no_grad()
 def step_totals(routing: Routing, config: BalanceConfig) -> StepTotals:
-    """What one micro-batch adds to the totals of its step."""
+    """Contribution of one micro-batch to the totals of its step."""
     probs_E = _summed_probs(routing)
     empty = probs_E.new_zeros(0)
     if routing.pools:
@@ -80,7 +80,7 @@ def load_counts(routing: Routing) -> Tensor:
 
 
 def _in_pools(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`loss`, a function of a Routing and maybe of StepTotals; with pools, of each type in its own pool."""
+    """`loss`, a function of a Routing (and StepTotals); with pools, applied to each type in its own pool."""
 
     @wraps(loss)
     def of_types(routing: Routing, step: StepTotals | None = None) -> Tensor:
@@ -202,13 +202,13 @@ def load_loss(routing: Routing, step: StepTotals | None = None) -> Tensor:
 def smooth_load(routing: Routing) -> Tensor:
     """float [E]: expected assignments over the noise of noisy top-k (Shazeer et al. 2017, appendix A).
 
-    sum_t Phi((clean_e - kth) / std_e), kth the k-th largest noisy logit but e's own. Evaluation adds no
-    noise: the load is then what it is, without a gradient.
+    sum_t Phi((clean_e - kth) / std_e), kth the k-th largest noisy logit except that of e. Without noise, as
+    in evaluation, the result is the actual load, without a gradient.
     """
     if routing.clean_logits_TE is None or routing.noise_std_TE is None:
         return load_counts(routing).to(routing.router_probs_TE.dtype)
     if routing.top_k == routing.num_experts:
-        # Every expert gets every token whatever the noise; the product keeps the graph.
+        # With K = E every expert gets every token, whatever the noise; the product keeps the graph.
         return _valid(routing).sum() + 0 * _summed_probs(routing)
     best = routing.router_logits_TE.topk(routing.top_k + 1, dim=1).values
     inside_TE = routing.router_logits_TE > best[:, -1:]
@@ -313,7 +313,7 @@ def check_devices(routing: Routing, num_devices: int) -> None:
 
 
 def check_no_pools(routing: Routing, loss: str) -> None:
-    """Raise ConfigError where types have pools of experts, which `loss` has no meaning for."""
+    """Raise ConfigError for pools of experts, with which `loss` has no meaning."""
     rule = f"must be empty for the {loss}: pools decide how many tokens reach which experts"
     check(not routing.pools, "router.pools", routing.pools, rule)
 
@@ -346,7 +346,7 @@ def _part_of(total: Tensor, own: Tensor) -> Tensor:
 
 
 def _chosen(ids_TK: Tensor, count: int) -> Tensor:
-    """bool [T, count]: whether a token has the id; an empty slot's is `count`."""
+    """bool [T, count]: whether each token has each id; empty slots have the id `count`."""
     chosen = torch.zeros(ids_TK.shape[0], count + 1, dtype=torch.bool, device=ids_TK.device)
     return chosen.scatter_(1, ids_TK, True)[:, :count]
 

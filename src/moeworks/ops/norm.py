@@ -11,7 +11,7 @@ from moeworks.ops.native.use import as_rows, from_rows, serving
 def rms_norm(x: Tensor, weight_D: Tensor | None, eps: float | None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension [..., D] (Zhang and Sennrich 2019).
 
-    eps None is that of the dtype. On the CPU the native library does it in one pass where torch takes six.
+    eps None is the dtype's epsilon. On the CPU the native library takes one pass where torch takes six.
     """
     if not x.numel() or serving(x, weight_D) is None:
         return F.rms_norm(x, x.shape[-1:], weight_D, eps)

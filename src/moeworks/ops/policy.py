@@ -42,6 +42,6 @@ def log_probability(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
     remaining_TE = logits_TE
     for ids_T1 in expert_ids_TK.split(1, dim=1):
         total_T = total_T + remaining_TE.log_softmax(dim=1).gather(1, ids_T1).squeeze(1)
-        # The lowest number and not -inf: 0 times it has a gradient.
+        # The lowest finite number instead of -inf: 0 * -inf would make the gradient NaN.
         remaining_TE = remaining_TE.scatter(1, ids_T1, torch.finfo(logits_TE.dtype).min)
     return total_T

@@ -1,6 +1,6 @@
-"""Replay: the experts of a pass are given, whatever its routers say.
+"""Replay: a forward pass with given experts instead of those that its routers choose.
 
-For reinforcement learning (the experts that an inference engine chose, forced in training: rollout routing
+Used in reinforcement learning, where training repeats the experts of an inference engine (rollout routing
 replay, R3, Ma et al. 2025), and to compare models under the same routing.
 """
 
@@ -18,10 +18,10 @@ from moeworks.ops.routing import Routing
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a forward pass is made to choose: `model(tokens, replay=Replay(routings))`.
+    """Experts that a forward pass must use: `model(tokens, replay=Replay(routings))`.
 
-    It is an argument and no state: each micro-batch has its own, recomputation under activation
-    checkpointing has the same as the pass before it, and nothing is left behind by an exception.
+    A replay is an argument and not state: each micro-batch has its own, activation checkpointing recomputes
+    with the same one, and an exception leaves nothing behind.
     """
 
     routings: Sequence[Routing | Tensor]
@@ -32,7 +32,7 @@ class Replay:
     """recomputed: those that the router gives these experts now, with gradient to it; recorded: those of the
     records, without gradient."""
     names: Sequence[str] = ()
-    """What messages call the layers; by default by their number."""
+    """Names of the layers in error messages; by default every layer is called "replay"."""
 
     def __post_init__(self) -> None:
         kinds = ("recomputed", "recorded")
@@ -49,9 +49,9 @@ class Replay:
             )
 
     def for_layers(self, layers: Sequence[str]) -> list["Replay"]:
-        """One for each of the MoE layers with these names. Raises ConfigError for another number of them."""
+        """One replay per MoE layer. Raises ConfigError unless there are as many routings as `layers`."""
         count = len(self.routings)
-        rule = f"must be one for each of the {len(layers)} MoE layers"
+        rule = f"must hold one routing for each of the {len(layers)} MoE layers"
         check(count == len(layers), "replay.routings", f"{count} layers", rule)
         return [Replay((r,), self.weights, (name,)) for r, name in zip(self.routings, layers, strict=True)]
 
@@ -59,7 +59,7 @@ class Replay:
 def replayed_ids(replay: Replay, routing: Routing) -> tuple[Tensor, bool]:
     """int64 [T, K] of a single layer's replay, and whether some slots may be empty.
 
-    `routing` is what the router says now of the same tokens. Raises ConfigError, naming the layer, where the
+    `routing` is the router's present choice for the same tokens. Raises ConfigError, naming the layer, if the
     ids do not fit it.
     """
     (record,) = replay.routings
@@ -91,11 +91,13 @@ def _check_valid(record: Routing, routing: Routing, where: str) -> None:
         missing_T = missing_T & routing.valid_T
     if bool(missing_T.any()):
         token = int(missing_T.int().argmax())
-        raise ConfigError(f"{where}: valid = 'token {token}': is padding in the record and a token here")
+        raise ConfigError(
+            f"{where}: token {token} is padding in the record and not here; replay a record of these tokens"
+        )
 
 
 def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str) -> bool:
-    """Whether there are empty slots. Raises ConfigError unless experts differ and empty slots are last."""
+    """Whether any slot is empty. Raises ConfigError for ids out of range, repeated ids, and gaps."""
     outside_TK = (ids_TK < 0) | (ids_TK > experts)
     sorted_TK = ids_TK.sort(dim=1).values
     repeated_TK = (sorted_TK[:, 1:] == sorted_TK[:, :-1]) & (sorted_TK[:, 1:] < experts)
@@ -108,7 +110,7 @@ def _check_ids(ids_TK: Tensor, experts: int, valid_T: Tensor | None, where: str)
     }
     wrong_3T = torch.stack([wrong_TK.any(dim=1) for wrong_TK in rules.values()])
     if valid_T is not None:
-        # Padding may hold anything that can be looked up.
+        # Padding may repeat experts or have gaps: its ids only have to be in range.
         wrong_3T[1:] &= valid_T
     flags = [*wrong_3T.any(dim=1).tolist(), bool(empty_TK.any())]
     for rule, wrong, wrong_T in zip(rules, flags, wrong_3T, strict=False):

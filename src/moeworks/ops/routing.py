@@ -16,16 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RoutingContext:
-    """What a router may know of its T tokens beside their vectors; None: not known, or all alike."""
+    """Facts about the T tokens besides their vectors; None means unknown, or alike for all tokens."""
 
     valid_T: Tensor | None = None
     """bool, False for padding."""
     sequence_ids_T: Tensor | None = None
     """int64, the sequence (packed document) of each token."""
     token_ids_T: Tensor | None = None
-    """int64, in the vocabulary."""
+    """int64, the id of each token in the vocabulary."""
     token_types_T: Tensor | None = None
-    """int64, a modality, language or kind of record."""
+    """int64, the type of each token: a modality, language or kind of record."""
     positions_T: Tensor | None = None
     """int64, counted from the start of the token's sequence."""
 
@@ -39,7 +39,7 @@ class Routing:
     routing_weights_TK: Tensor
     """float, the weight of each chosen expert in the mix."""
     router_logits_TE: Tensor
-    """float, what the scores were made of (noise included, bias of loss-free balancing not)."""
+    """float, the logits that the scores are made of, with noise and without the loss-free balancing bias."""
     router_probs_TE: Tensor
     """float, the scores. Sigmoid and sqrt-softplus scores do not sum to 1."""
     kept_TK: Tensor | None = None
@@ -62,14 +62,14 @@ class Routing:
     token_types_T: Tensor | None = None
     """int64, the type of each token; None unless there are pools."""
     pools: tuple[tuple[int, ...], ...] = ()
-    """Per type the experts that its tokens may have, ascending; the logits of others are -inf and their
-    probabilities 0. Nothing: all tokens may have all."""
+    """For each type, the ids of the experts that its tokens may have, ascending; other experts have logits of
+    -inf and probabilities of 0. Empty: every token may have every expert."""
     buckets_T: Tensor | None = None
-    """int64, which of its bandits routed each token."""
+    """int64, the bucket (bandit) that routed each token."""
     variable: bool = False
-    """Some slots may be empty."""
+    """Whether some slots may be empty."""
     ranked: bool = False
-    """Each token took its best experts by router_probs, but for bias and groups: the choice of top-k."""
+    """Whether the choice is top-k: each token's best experts by router_probs, but for bias and groups."""
 
     @property
     def num_experts(self) -> int:

@@ -1,4 +1,4 @@
-"""From router logits to scores, the best experts by them, and their weights in the mix."""
+"""Scores from router logits, the best experts by score, and their routing weights."""
 
 from dataclasses import dataclass
 
@@ -13,23 +13,23 @@ from moeworks.ops.routing import Routing, RoutingContext
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What experts are chosen by. float tensors are float32, or float64 in a float64 model."""
+    """Values that experts are chosen by. float tensors are float32, or float64 in a float64 model."""
 
     config: RouterConfig
     logits_TE: Tensor
     """The logits, with the noise of noisy top-k."""
     probs_TE: Tensor
-    """The scores of them, as config.score says; weights are made of these."""
+    """Scores of the logits by config.score; routing weights are made of these."""
     ranking_TE: Tensor
-    """What experts are ranked by, without gradient: scores or logits, with Gumbel noise, without bias."""
+    """Values that rank the experts, without gradient: scores or logits, with Gumbel noise, without bias."""
     expert_bias_E: Tensor | None = None
-    """To be added to the ranking, never to weights (DeepSeek-V3, section 2.1.2)."""
+    """Bias added to the ranking and never to the weights (DeepSeek-V3, section 2.1.2)."""
     clean_logits_TE: Tensor | None = None
     """The logits before noisy top-k's noise."""
     noise_std_TE: Tensor | None = None
     """The standard deviation of that noise."""
     pools: tuple[tuple[int, ...], ...] = ()
-    """Per type of token the experts that may be chosen, the only ones with finite logits; nothing: all."""
+    """For each type, the experts that may be chosen, the only ones with finite logits; empty: all experts."""
 
     @property
     def biased_TE(self) -> Tensor:  # noqa: N802  (a shape suffix)
@@ -52,7 +52,7 @@ def score_logits(
     Args:
         expert_bias_E: kept beside them.
         noise_std_TE: standard deviation of Gaussian noise to add to the logits (noisy top-k, training only).
-        gumbel_scale: what standard Gumbel noise is multiplied by before the ranking takes it (training only).
+        gumbel_scale: factor of the standard Gumbel noise that is added to the ranking (training only).
         pools: kept beside them.
         reachable_TE: bool, False for experts outside the pool of a token's type: their logits become -inf,
             their scores 0, and nothing is chosen or learnt of them.
@@ -87,7 +87,7 @@ def score_logits(
 
 
 def gumbel_like(values: Tensor) -> Tensor:
-    """Standard Gumbel noise: the largest of logits with it is a draw from their softmax."""
+    """Standard Gumbel noise: the argmax of logits plus this noise is a draw from their softmax."""
     return -torch.empty_like(values).exponential_().log()
 
 
@@ -101,7 +101,7 @@ def routing_of(
     variable: bool = False,
     ranked: bool = False,
 ) -> Routing:
-    """The record of a choice; the weights of the chosen experts are made of the scores unless given.
+    """Routing of a choice; the weights of the chosen experts are made of the scores unless given.
 
     With `variable` the id E marks empty slots, which come last in a token.
     """
@@ -147,7 +147,7 @@ def route(
     valid_T: Tensor | None = None,
     sequence_ids_T: Tensor | None = None,
 ) -> Routing:
-    """Top-k of logits; arguments as those of `score_logits` and RoutingContext."""
+    """Routing by top-k of logits; the arguments are those of `score_logits` and RoutingContext."""
     scores = score_logits(logits_TE, config, expert_bias_E=expert_bias_E, noise_std_TE=noise_std_TE)
     return choose_top_k(scores, RoutingContext(valid_T=valid_T, sequence_ids_T=sequence_ids_T))
 
@@ -185,7 +185,7 @@ def stable_top_k(values_TE: Tensor, k: int) -> Tensor:
 
 
 def reference_top_k(values_TE: Tensor, k: int) -> Tensor:
-    """stable_top_k in torch's functions: argmax settles equal values, torch.topk does not."""
+    """Reference of stable_top_k in plain torch: argmax settles ties, unlike torch.topk."""
     remaining_TE = values_TE.detach().clamp(min=torch.finfo(values_TE.dtype).min)
     chosen = []
     for _ in range(k):
@@ -229,7 +229,7 @@ def routing_weights(
     elif config.score_order == "after_top_k" and config.score == "softmax":
         chosen_TK = logits_TE.gather(1, expert_ids_TK)
         if empty_TK is not None:
-            # The lowest number and not -inf: a token without experts would get NaN.
+            # The lowest finite number instead of -inf: a token without experts would get NaN.
             chosen_TK = chosen_TK.masked_fill(empty_TK, torch.finfo(chosen_TK.dtype).min)
         weights_TK = chosen_TK.softmax(dim=-1)
     else:

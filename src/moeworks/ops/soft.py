@@ -50,7 +50,7 @@ class SoftRouting:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Along the last dimension, of length 1; vectors far shorter than 1e-3 stay shorter."""
+    """`x` scaled to length 1 along the last dimension; vectors far shorter than 1e-3 stay shorter."""
     return vectors * (vectors.square().sum(dim=-1, keepdim=True) + NORM_EPS).rsqrt()
 
 
@@ -65,14 +65,14 @@ def soft_weights(
     if valid_BL is None:
         return logits_BLS.softmax(dim=1), logits_BLS.softmax(dim=2)
     valid_BL1 = valid_BL.unsqueeze(-1)
-    # The lowest number and not -inf: a row that is all padding would get NaN.
+    # The lowest finite number instead of -inf: a row of padding alone would get NaN.
     masked_BLS = logits_BLS.masked_fill(~valid_BL1, torch.finfo(logits_BLS.dtype).min)
     return masked_BLS.softmax(dim=1) * valid_BL1, logits_BLS.softmax(dim=2) * valid_BL1
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where T tokens stand when each sequence is a row, padded to the longest."""
+    """Positions of T tokens when each sequence is a row, padded to the longest."""
 
     sequences_T: Tensor
     """int64, the row of each token."""

@@ -170,6 +170,6 @@ def test_weights_of_fewer_experts_than_the_router_chooses_among_are_an_error(bac
     moe = random_moe(make_config(num_zero_experts=1), backend=backend, dtype=torch.float32)
     for name in ("gate_up_proj", "down_proj"):
         setattr(moe.experts, name, torch.nn.Parameter(getattr(moe.experts, name)[kept].detach()))
-    rule = f"experts with weights = {kept.stop}: the router chooses among 6 of them"
+    rule = f"experts with weights = {kept.stop}: must match the router, which chooses among 6"
     with pytest.raises(ConfigError, match=rule):
         moe(torch.randn(11, 8))

@@ -21,7 +21,7 @@ class _Entry:
     refusal: Callable[[Tensor, ExpertWeights], str | None]
     run: Callable[[Tensor, Routing, ExpertWeights], Tensor]
     fused: Callable[[Tensor, Routing, ExpertWeights, SharedWeights | None], Tensor] | None = None
-    """Does by itself what surrounds `run` for the others: the shared experts, and recomputing."""
+    """Like `run`, with shared experts and recomputation done by the backend itself; None: it cannot."""
 
 
 BACKENDS: dict[str, _Entry] = {
@@ -45,9 +45,9 @@ def run_experts(
     are weights of more or fewer experts than the router chooses among.
     """
     found, want = experts.num_experts, routing.num_experts - experts.num_without_weights
-    check(found == want, "experts with weights", found, f"the router chooses among {want} of them")
+    check(found == want, "experts with weights", found, f"must match the router, which chooses among {want}")
     if x_TD.shape[0] == 0:
-        # No rows for any kernel; the product keeps every parameter in the graph, with a gradient of 0.
+        # Kernels get no empty inputs; this product keeps every parameter in the graph, with gradient 0.
         scale = sum(w.sum() for w in _tensors(experts, shared)) + routing.routing_weights_TK.sum()
         return x_TD * scale.to(x_TD.dtype)
     if routing.variable and not torch.compiler.is_compiling():
@@ -83,7 +83,7 @@ def choose_backend(x_TD: Tensor, experts: ExpertWeights, backend: Backend = "aut
 
 
 def _without_spare_slots(routing: Routing) -> Routing:
-    """The routing without the slots that are empty for every token: backends hold a row for each slot."""
+    """The routing without slots that are empty for every token, since backends hold a row for each slot."""
     filled_T = (routing.expert_ids_TK < routing.num_experts).sum(dim=1)
     used = slice(0, max(int(filled_T.max()), 1))
     return replace(

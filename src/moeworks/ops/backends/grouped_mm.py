@@ -53,7 +53,7 @@ def run(x_TD: Tensor, routing: Routing, experts: ExpertWeights) -> Tensor:
 
 def _grouped(x: Tensor, weight: Tensor, offsets: Tensor, idle_N1: Tensor | None) -> Tensor:
     """x @ weight[e].T for each expert's rows, 0 in the rows that no expert computes."""
-    # The gradient of x has such rows too: masking x as well keeps them out of what came before.
+    # The gradient of x has uninitialised rows too: masking x stops them from reaching earlier layers.
     x = _zeroed(x, idle_N1)
     return _zeroed(F.grouped_mm(x, weight.to(x.dtype).transpose(-2, -1), offs=offsets), idle_N1)
 

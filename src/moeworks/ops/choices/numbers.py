@@ -1,4 +1,4 @@
-"""Choices in which tokens decide how many experts they need."""
+"""Choices with a varying number of experts per token: top-p and threshold."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def choose_top_p(probs_TE: Tensor, p: float, most: int) -> Tensor:
     """int64 [T, most]: the fewest best experts whose probabilities sum to p (Huang et al. 2024, eq. 4).
 
     At least one and at most `most`; E in slots that stay empty. Probabilities are normalised over experts;
-    experts that a token cannot have may have -inf.
+    experts outside a token's pool may have -inf.
     """
     share_TE = probs_TE.clamp(min=0)
     share_TE = share_TE / share_TE.sum(dim=1, keepdim=True).clamp(min=torch.finfo(probs_TE.dtype).tiny)

@@ -1,4 +1,4 @@
-"""From which experts a token has to the slots of a Routing."""
+"""Conversion of a mask of chosen experts into the slots of a Routing."""
 
 from torch import Tensor
 

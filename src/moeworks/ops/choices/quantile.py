@@ -29,7 +29,7 @@ def balancing_prices(ranking_TE: Tensor, prices_E: Tensor, top_k: int, valid_T: 
 def bias_towards_prices(bias_E: Tensor, prices_E: Tensor, config: BalanceConfig) -> Tensor:
     """The bias after one optimizer step: bias_rate of the way to -prices, recentred if asked for.
 
-    What all experts' prices have in common changes no choice.
+    A constant added to all experts' prices changes no choice.
     """
     moved_E = bias_E + config.bias_rate * (-prices_E.to(bias_E.dtype) - bias_E)
     return moved_E - moved_E.mean() if config.bias_recentre else moved_E

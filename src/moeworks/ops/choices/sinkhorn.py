@@ -23,6 +23,6 @@ def sinkhorn_plan(logits_TE: Tensor, iterations: int, valid_T: Tensor | None = N
 
 
 def _log_sum(plan_TE: Tensor, dim: int) -> Tensor:
-    """logsumexp that is 0 where all entries are -inf: what has no mass stays as it is."""
+    """logsumexp, but 0 where all entries are -inf, so that rows without mass stay unchanged."""
     total = plan_TE.logsumexp(dim=dim, keepdim=True)
     return total.masked_fill(total == -torch.inf, 0.0)

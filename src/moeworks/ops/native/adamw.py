@@ -40,7 +40,7 @@ def adamw_step(lib: Library, items: Sequence[AdamWItem], gradient_scale: float =
         ctypes.c_double(gradient_scale),
         torch.get_num_threads(),
     )
-    # Autograd, and whoever caches something made of them, must see that they changed.
+    # Bump the version counters: autograd and caches of derived values must see the change.
     torch.autograd.graph.increment_version([getattr(item, name) for item in items for name in _WRITTEN])
 
 
@@ -64,5 +64,5 @@ def _described(item: AdamWItem) -> AdamWItemStruct:
 
 
 def _flat(tensor: Tensor) -> TensorStruct:
-    """All elements as one dimension; of a contiguous tensor, whose memory they fill."""
+    """Flat view of all elements; requires a contiguous tensor."""
     return described(tensor.detach().view(-1))

@@ -22,9 +22,9 @@ _INTERVAL = 0.2
 _CONTENDED = 0.05
 """Seconds that threads waited for a core, per second: from here on the cores are shared with others."""
 _CALM = 0.01
-"""Below this the cores are ours."""
+"""Below this many seconds of waiting per second, the cores are not shared."""
 _CALM_LOOKS = 5
-"""Looks in a row that must be calm before threads spin again."""
+"""Consecutive calm readings after which threads spin again."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ class Contention:
         self._calm = 0
 
     def update(self, waited: float) -> bool:
-        """Take in the seconds that threads waited per second of the last interval; the new verdict."""
+        """Record the seconds that threads waited per second of the last interval; returns the new verdict."""
         self._calm = self._calm + 1 if waited < _CALM else 0
         if waited > _CONTENDED:
             self.contended = True

@@ -32,7 +32,7 @@ _FILE = f"{'' if sys.platform == 'win32' else 'lib'}moeworks{_SUFFIX}"
 
 
 def described(tensor: torch.Tensor | None) -> TensorStruct:
-    """The description of a CPU tensor; that of an absent one for None. The tensor must outlive the call."""
+    """C description of a CPU tensor, or of an absent one for None. The tensor must outlive the call."""
     if tensor is None:
         return TensorStruct()
     return TensorStruct.of(tensor.data_ptr(), tensor.shape, tensor.stride(), _DTYPES[tensor.dtype])
@@ -107,7 +107,7 @@ class Library:
 
 
 class _Lease:
-    """Owns memory of the library: its end frees it."""
+    """Owner of memory of the library, which it frees when it is collected."""
 
     def __init__(self, address: int, free: Callable[[int], None]) -> None:
         self._address, self._free = address, free
@@ -124,7 +124,7 @@ def _bytes_type(size: int) -> Any:
 
 @cache
 def library() -> Library | str:
-    """The library, or why there is none."""
+    """The loaded library, or the reason why there is none, as text."""
     path = _find()
     if path is None:
         return "moeworks was installed without its native library (no C++ compiler at that time)"
@@ -156,7 +156,7 @@ def _fits(lib: ctypes.CDLL) -> bool:
 
 
 def _find() -> Path | None:
-    """Beside this file; in an editable install, where the package's other installed files are."""
+    """Path of the library: beside this file or, in an editable install, among the installed files."""
     beside = Path(__file__).parent / _FILE
     if beside.is_file():
         return beside

@@ -70,4 +70,4 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "mw_experts_grad": ExpertsGradStruct,
     "mw_adamw_item": AdamWItemStruct,
 }
-"""By their names in the header."""
+"""Structures by their names in the header."""

@@ -16,7 +16,7 @@ def serves(values_TE: Tensor) -> bool:
 
 @torch.library.custom_op("moeworks::native_top_k", mutates_args=())
 def top_k(values_TE: Tensor, k: int) -> Tensor:
-    """int64 [T, K]: the result of stable_top_k."""
+    """int64 [T, K]: the ids that ops.scoring.stable_top_k returns."""
     values_TE = values_TE.contiguous()
     ids_TK = torch.empty(values_TE.shape[0], k, dtype=torch.int64)
     values, ids = described(values_TE), described(ids_TK)

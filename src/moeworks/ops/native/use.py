@@ -29,7 +29,7 @@ def are_plain(*tensors: Tensor | None) -> bool:
 
 
 def must_library() -> Library:
-    """The library, inside an operator that is only reached where there is one."""
+    """The library, for operators that are only reached when it is loaded."""
     found = library()
     assert not isinstance(found, str), found
     return found
