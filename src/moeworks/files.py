@@ -24,7 +24,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses, hidden, and that starts with `path`'s own name."""
+    """A hidden name beside `path` that no other process uses; it contains the name of `path`."""
     return path.with_name(f".{path.name[:_LONGEST_STEM]}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -57,10 +57,10 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Generator[Path]:
-    """The temporary name of a file to write; it becomes `path` when the block ends, and goes if that fails.
+    """A temporary file to write, which becomes `path` when the block ends and is deleted if it fails.
 
-    A link is followed, so that it stays one. Raises DataError when the disk refuses, and for a `path` that is
-    no regular file.
+    A symbolic link stays a link: its target is replaced. Raises DataError when the disk refuses, and for a
+    `path` that is no regular file.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -79,7 +79,7 @@ def appearing(path: Path) -> Generator[Path]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whose reader sees the old content or the new, never a part.
 
-    A device or pipe (/dev/stdout) is written to as it is. Raises DataError when the disk refuses.
+    A device or pipe (/dev/stdout) is written to directly. Raises DataError when the disk refuses.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         try:
@@ -141,7 +141,7 @@ def _kind(path: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Generator[None]:
-    """Have `folder` to ourselves: no other process is inside such a block for it at the same time.
+    """Lock `folder`: no other process is inside such a block for it at the same time.
 
     The lock ends with the process, however that ends, and does not depend on process ids, which repeat (in
     containers above all). Raises DataError naming the holder when another process has the lock, unless
@@ -175,7 +175,7 @@ def _open_locked(path: Path, *, wait: bool) -> int | None:
                 return descriptor  # a file system without locks: go on as if alone
             os.close(descriptor)
             raise
-        # The holder before us deleted its file: one that is no longer there locks nobody out.
+        # The previous holder deleted the file that we locked: a deleted file locks nobody out.
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor

@@ -122,7 +122,7 @@ def build_from(
 ) -> Decoder:
     """A model whose every tensor comes from `source`; names and shapes are checked before memory is taken.
 
-    `where` stands in messages.
+    `where` names the source in error messages.
     """
     with NoInit(), torch.device("meta"):
         model = Decoder(config).to(dtype)
@@ -141,7 +141,7 @@ def state_of(model: Decoder) -> dict[str, Tensor]:
 
 
 def _declared_dtype(config: dict[str, Any], source: Source) -> torch.dtype:
-    """What config.json says, or else that of the first tensor of real numbers."""
+    """The dtype that config.json declares, or else that of the first floating-point tensor."""
     inner = config.get("text_config")
     for place in (config, inner if isinstance(inner, dict) else {}):
         name = place.get("dtype") or place.get("torch_dtype")
@@ -153,7 +153,7 @@ def _declared_dtype(config: dict[str, Any], source: Source) -> torch.dtype:
 
 
 def _with_held_mtp(weights: WeightMap, config: ModelConfig, source: Source) -> ModelConfig:
-    """With the multi-token prediction layers that the files hold, whatever the config announces."""
+    """`config` with as many multi-token prediction layers as the files hold, whatever it declares."""
     names = usual_names(weights, source.names()).keys()
     own = tuple(rule.theirs for rule in plain(weights.mtp))
 
@@ -161,7 +161,7 @@ def _with_held_mtp(weights: WeightMap, config: ModelConfig, source: Source) -> M
         prefix = weights.layer_prefix.format(i=config.num_layers + number)
         if number < config.num_mtp_layers:
             return any(name.startswith(prefix) for name in names)
-        # A layer that nothing announces is one if it holds what only such layers have.
+        # A layer that the config does not declare counts if it holds tensors that only MTP layers have.
         return any(prefix + name in names for name in own)
 
     return changed(config, num_mtp_layers=next(number for number in count() if not holds(number)))
@@ -188,4 +188,7 @@ def _check_tied(config: ModelConfig, family: Family, source: Source, where: str)
     if not config.tie_embeddings or _HEAD not in names or _EMBED not in names:
         return
     if not torch.equal(source.tensor(names[_HEAD]), source.tensor(names[_EMBED])):
-        raise CheckpointError(f"{where}: config.json ties {_HEAD} to {_EMBED}, and they differ")
+        raise CheckpointError(
+            f"{where}: config.json ties {_HEAD} to {_EMBED}, but the two tensors differ: config.json or the"
+            " weights are of another model"
+        )

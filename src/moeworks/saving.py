@@ -1,4 +1,4 @@
-"""Models to disk: published checkpoints that transformers, vLLM and others read."""
+"""Writing models as published checkpoints that transformers, vLLM and others read."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def save(
         family: whose layout to write; None is the family that it was loaded as, or else the first that can
             express it.
         dtype: of the written weights; None keeps the model's.
-        shard_bytes: a file holds at most about so many bytes.
+        shard_bytes: approximate upper bound of the bytes of one file.
         tokenizer: whether to write the tokenizer of what the model was loaded from.
 
     Raises ConfigError when the family cannot express the model, CheckpointError when the folder holds
@@ -106,7 +106,7 @@ def _as_announced(config: ModelConfig, family: Family, origin: Any) -> ModelConf
 
 
 def _tokenizer(model: Decoder, folder: Path) -> tuple[dict[str, bytes], Mapping[str, int]]:
-    """The files that come along, and what config.json says of special tokens."""
+    """Tokenizer files to write along, and the special token ids for config.json."""
     origin, length = model.origin, model.config.max_seq_len
     if origin is None or origin.path is None:
         return {}, {}
@@ -143,7 +143,7 @@ def _without_absent_code(config: Mapping[str, Any], folder: Path) -> dict[str, A
 
 
 def _replaced(folder: Path, origin: Origin | None, files: Mapping[str, bytes]) -> frozenset[str]:
-    """The names of another model's tokenizer in `folder`, which would mix with those that come along."""
+    """Files of another model's tokenizer in `folder`, which must not stay beside the new ones."""
     if not files or not folder.exists():
         return frozenset()
     is_own = (

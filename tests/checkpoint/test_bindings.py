@@ -41,5 +41,5 @@ def test_any_number_of_readers_fills_the_same_model(tmp_path_factory, readers, d
 def test_an_error_in_a_reader_comes_through(tmp_path, monkeypatch):
     write(tmp_path / "m", LLAMA)
     monkeypatch.setattr("os.preadv", lambda *args: 0)
-    with pytest.raises(CheckpointError, match="truncated while it was read"):
+    with pytest.raises(CheckpointError, match=r"truncated while .* was being read"):
         load(tmp_path / "m", dtype=torch.float64)

@@ -58,7 +58,7 @@ def test_fp8_without_scales_or_without_a_declaration_is_an_error(tmp_path):
     tensors = {"w.weight": torch.ones(5, 7).to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match=r"w\.weight is FP8 and has no scales"):
         source(tmp_path, tensors, FP8)
-    with pytest.raises(CheckpointError, match=r"w\.weight is FP8, and config\.json has no quantization"):
+    with pytest.raises(CheckpointError, match=r"w\.weight is FP8, but config\.json has no quantization"):
         source(tmp_path, tensors, {})
 
 

@@ -339,7 +339,7 @@ STEP = BalanceConfig(global_batch_coef=0.2, entropy_coef=0.6, importance_coef=0.
 
 def test_types_that_are_missing_or_have_no_pool():
     moe, (x, _) = random_moe(pooled()), inputs()
-    with pytest.raises(ConfigError, match=r"token_types = None: the model has 3 pools .* must be told"):
+    with pytest.raises(ConfigError, match=r"token_types = None: the model has 3 pools .* needs the type"):
         moe(x)
     for bad in (-1, 3):
         types = torch.tensor(TYPES)

@@ -323,5 +323,5 @@ def test_routers_that_cannot_weigh_what_they_have_not_chosen():
     hashed = MoE(make_config(choice=HashChoice())).double()
     _, forced = hashed(x, token_ids=torch.arange(4), replay=Replay([ids]))
     assert forced.routing_weights_TK.tolist() == [[0.5, 0.5]] * 4
-    with pytest.raises(ConfigError, match=r"replay.routings = 'empty slots': equal weights"):
+    with pytest.raises(ConfigError, match=r"replay.routings = 'empty slots': must not be there"):
         hashed(x, token_ids=torch.arange(4), replay=Replay([torch.tensor([[0, 6]] * 4)]))

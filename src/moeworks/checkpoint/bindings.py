@@ -16,7 +16,7 @@ from moeworks.errors import CheckpointError
 
 _LISTED = 5
 _READERS = 4
-"""Largest number of threads that read: more of them get nothing faster from the page cache."""
+"""Largest number of reading threads; more do not read faster from the page cache."""
 _EXPERT = "{e}"
 _PLACE = "{s}"
 _FREQUENCIES = "*.rotary_emb.inv_freq"
@@ -106,7 +106,7 @@ def fill(
     bindings = bind(weights, model, tensors, set(renamed))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
         rest = [binding for binding, no in zip(bindings, pool.map(refused, bindings), strict=True) if no]
-    # What must be dequantised or put in another order takes memory of its own: one at a time.
+    # Tensors that are dequantised or reordered need extra memory, so they are read one at a time.
     for binding in rest:
         name = renamed[binding.name]
         published = source.tensor(name)
@@ -200,7 +200,7 @@ def _instances(
 
 
 def _choose(either: Either, theirs: str, present: set[str] | None) -> tuple[Rule, ...]:
-    """The option of which the checkpoint holds a tensor; the first if it holds none."""
+    """The layout of which the checkpoint holds a tensor; the first layout if it holds none."""
     held = present or set()
     for option in either.options:
         if any(theirs + rule.theirs.replace(_EXPERT, "0") in held for rule in option):

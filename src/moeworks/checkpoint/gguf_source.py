@@ -22,12 +22,12 @@ class GgufSource:
         return self._file.shape(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor's values, apart from the file."""
+        """A tensor's values, copied from the file."""
         return torch.from_numpy(np.array(self._file.values(name)))
 
     def release(self, name: str) -> None:
-        """Nothing: the pages of the file are the system's to drop."""
+        """Do nothing: the system drops the pages of the file by itself."""
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """False: values are dequantised first."""
+        """False, with `out` untouched: values must be dequantised first."""
         return False

@@ -1,4 +1,4 @@
-"""Published checkpoints on disk: a folder that others read, and the files of it that are ours to replace.
+"""Published checkpoints on disk: folders that other programs read, and which of their files are replaced.
 
 A checkpoint may be written into a folder that holds one already, beside files that are nobody's business:
 
@@ -39,7 +39,7 @@ COMPANIONS = frozenset({
 })  # fmt: skip
 """Files of a published checkpoint that make its tokenizer and say how to generate."""
 _EXACT = ("e_score_correction_bias", "expert_bias")
-"""Selection biases keep their dtype: rounded, they would choose other experts."""
+"""Names of tensors that keep their dtype: rounded selection biases would choose other experts."""
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _LISTED = 3
 
@@ -131,7 +131,7 @@ def _check_names(place: Path, staging: Path) -> None:
 
 
 def _replace(place: Path, staging: Path, replaced: frozenset[str]) -> None:
-    """Steps 2 to 4. Each is on the disk before the next begins."""
+    """Do steps 2 to 4; each is on the disk before the next begins."""
     new = {path.name for path in staging.iterdir()}
     old = {path.name for path in place.iterdir() if path.name in replaced or _SHARD.fullmatch(path.name)}
     for name in (CONFIG, SINGLE, INDEX):
@@ -148,7 +148,7 @@ def _replace(place: Path, staging: Path, replaced: frozenset[str]) -> None:
 
 
 def write_weights(folder: Path, bindings: list[Binding], dtype: torch.dtype | None, shard_bytes: int) -> None:
-    """One file, or shards with an index, each collected and written in turn."""
+    """Write one file, or shards with an index; each is collected and written in turn."""
     shards = list(_shards(bindings, dtype, shard_bytes))
     if len(shards) == 1:
         write_tensors(folder / SINGLE, _collected(shards[0], dtype))

@@ -32,7 +32,9 @@ def dequantized(source: FolderSource, config: Mapping[str, Any]) -> Source:
     if declared is None:
         quantised = sorted(name for name in source.names() if source.dtype(name) in FP8)
         if quantised:
-            raise CheckpointError(f"{quantised[0]} is FP8, and config.json has no quantization_config")
+            raise CheckpointError(
+                f"{quantised[0]} is FP8, but config.json has no quantization_config with its block size"
+            )
         return source
     method = declared.get("quant_method") if isinstance(declared, dict) else declared
     if method == "fp8":
@@ -43,7 +45,7 @@ def dequantized(source: FolderSource, config: Mapping[str, Any]) -> Source:
 
 
 class Fp8Source:
-    """FP8 weights with a scale per block under NAME_scale_inv; the scales are no tensors of their own."""
+    """FP8 weights with a scale per block under NAME_scale_inv; scales are not listed as tensors."""
 
     def __init__(self, source: FolderSource, block: tuple[int, int]) -> None:
         self._source, self._block = source, block
@@ -58,7 +60,7 @@ class Fp8Source:
                 self._scales[name] = scale
 
     def names(self) -> set[str]:
-        """Without the scales, and without static scales of activations."""
+        """Names of all tensors except the scales of weights and of activations."""
         hidden = set(self._scales.values())
         return {n for n in self._source.names() if n not in hidden and not n.endswith(_ACTIVATION_SCALES)}
 
@@ -154,7 +156,7 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     """bfloat16 [E, out, in] from uint8 [E, out, in / 32, 16] and [E, out, in / 32]; low nibble first."""
     values = torch.tensor(FP4_VALUES, dtype=torch.bfloat16)
     out = torch.empty(*blocks.shape[:-1], _BLOCK, dtype=torch.bfloat16)
-    for expert in range(blocks.shape[0]):  # one at a time, so that little more than the result is held
+    for expert in range(blocks.shape[0]):  # one expert at a time, to hold little more than the result
         packed = blocks[expert].int()
         exponents = (scales[expert].int() - _EXPONENT_BIAS).unsqueeze(-1)
         out[expert, ..., 0::2] = torch.ldexp(values[packed & 15], exponents)

@@ -30,11 +30,11 @@ DTYPES = {
 _MAX_HEADER = 100_000_000
 _PREFIX = 8
 _PIECE = 32_256
-"""Numbers that are converted at a time: torch computes in one thread below 32,768."""
+"""Elements that are converted at a time; below 32,768 torch uses a single thread."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a new file that is as readable to others as the umask says. Raises OSError, SafetensorError."""
+    """Write a new file with the permissions of the umask. Raises OSError and SafetensorError."""
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})  # replaces the file by one of mode 0600
@@ -83,7 +83,7 @@ class SafetensorsFile:
         if out.dtype == info.dtype:
             self._read(info.start, flat, name)
             return
-        # By pieces that stay in a core's cache, and that torch converts without waking other threads.
+        # In pieces that fit a core's cache and that torch converts in this thread alone.
         piece, place = torch.empty(min(_PIECE, flat.numel()), dtype=info.dtype), info.start
         for part in flat.split(_PIECE):
             read = piece[: part.numel()]
@@ -96,7 +96,7 @@ class SafetensorsFile:
         while rest:
             count = os.preadv(self._file.fileno(), [rest], place)
             if count == 0:
-                raise CheckpointError(f"{self.path}: truncated while it was read, in {name}")
+                raise CheckpointError(f"{self.path}: truncated while {name} was being read")
             rest, place = rest[count:], place + count
 
     def release(self, name: str) -> None:

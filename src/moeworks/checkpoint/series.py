@@ -22,7 +22,7 @@ def latest_checkpoint(root: Path) -> Path:
 
 
 def find_latest(root: Path) -> Path | None:
-    """As latest_checkpoint, but None where there is no checkpoint at all."""
+    """The newest checkpoint in `root`, verified as by latest_checkpoint; None if there is none at all."""
     _restore(root)
     checkpoints = list_checkpoints(root)
     if not checkpoints:
@@ -52,7 +52,7 @@ def prune_checkpoints(root: Path, keep_last: int, best_step: int | None = None) 
 
 
 def _restore(root: Path) -> None:
-    """Put back what a killed writer had moved aside; a living one is waited for, which holds the lock."""
+    """Put back what a killed writer had moved aside; waits for a living writer, which holds the lock."""
     try:
         if root.is_dir() and replaced_directories(root):
             with locked(root, wait=True):

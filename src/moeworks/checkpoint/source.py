@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def release(self, name: str) -> None:
-        """Memory of a tensor's values given back, if the source holds any."""
+        """Give back the memory of a tensor's values, if the source holds any."""
         ...
 
     def read_into(self, name: str, out: Tensor) -> bool:
@@ -80,7 +80,7 @@ class FolderSource:
         return self._files[name].tensor(name)
 
     def release(self, name: str) -> None:
-        """Pages of a tensor given back to the system."""
+        """Give the pages of a tensor back to the system."""
         self._files[name].release(name)
 
     def read_into(self, name: str, out: Tensor) -> bool:
@@ -153,11 +153,11 @@ class RoutedExpertsSource:
         return values[: self._routed] if name in self._joined else values
 
     def release(self, name: str) -> None:
-        """Give a tensor's pages back."""
+        """Give the pages of a tensor back to the system."""
         self._source.release(name)
 
     def read_into(self, name: str, out: Tensor) -> bool:
-        """Whether `out` was filled from the file as it lies there; not a part of a tensor."""
+        """Fill `out` straight from the file; False for a tensor of which only a part is wanted."""
         return name not in self._joined and self._source.read_into(name, out)
 
 

@@ -45,9 +45,9 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint that appears in one piece, replacing one of the same step; returns its path.
 
-    `tensors` maps a file stem to named tensors of any dtype that safetensors knows and on any device; those
-    that share memory are each written in full and come back apart. `state` is JSON (no NaN or infinity), so
-    tuples come back as lists and keys as strings. Of several processes one writes after the other.
+    `tensors` maps a file stem to named tensors of any dtype that safetensors knows and on any device; tensors
+    that share memory are written in full and read back as separate tensors. `state` is JSON (no NaN or
+    infinity), so tuples come back as lists and keys as strings. Several processes write one after the other.
     Raises CheckpointError if the state is not JSON, or if the disk refuses; then nothing new remains on it.
     """
     step_of(directory)
@@ -134,7 +134,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Its checksum can be made by anyone: what it names must lie in its own directory."""
+    """Check what the manifest names: anyone can compute its checksum, so paths must stay in its directory."""
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("state"), dict):
         raise CheckpointError(f"{path}: expected an object `files` and an object `state`")

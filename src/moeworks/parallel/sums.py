@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 
 def summed(parts: Sequence[Record], world: World) -> Record:
-    """The element-wise sum of `parts`, which are alike, over this rank's parts and over all ranks.
+    """The element-wise sum of `parts`, records of one shape, over this rank's parts and all ranks.
 
     Integers are exact up to 2^53; floating-point numbers are added over ranks in float64.
     """

@@ -26,7 +26,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     preparation: dist.ProcessGroup | None = None
-    """The same processes, on the CPU and with more patience: for what comes before the first step."""
+    """Group of the same processes on the CPU with a longer timeout, for work before the first step."""
 
     @property
     def is_main(self) -> bool:
@@ -66,7 +66,7 @@ class World:
                 parameter.grad = piece.view_as(parameter)
 
     def share_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace every tensor by that of the main rank."""
+        """Replace every tensor by the main rank's."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
@@ -82,7 +82,7 @@ class World:
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
 
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -112,7 +112,7 @@ def join_world(device: str = "auto") -> Generator[World]:
     )
     try:
         preparation = dist.new_group(backend="gloo", timeout=_PREPARATION)
-        assert isinstance(preparation, dist.ProcessGroup)  # an int where this rank is no member
+        assert isinstance(preparation, dist.ProcessGroup)  # an int if this rank is not a member
         yield World(dist.get_rank(), dist.get_world_size(), local, preparation)
     finally:
         dist.destroy_process_group()

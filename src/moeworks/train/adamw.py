@@ -19,7 +19,7 @@ class AdamW(torch.optim.AdamW):
     """
 
     gradient_scale: Tensor | None = None
-    """Multiplies the gradients of the next steps: clipping would else take a pass of its own."""
+    """Factor of the gradients in the next steps, which folds gradient clipping into the update."""
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters, with the state that torch makes in its first step: a checkpoint can be loaded."""
@@ -68,9 +68,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip_scale(norm: Tensor, max_norm: float) -> Tensor | None:
-    """What multiplies gradients of that norm so that it becomes at most `max_norm`; None for no limit (0).
+    """Factor that brings gradients of that norm down to at most `max_norm`; None for no limit (0).
 
-    A norm that is not finite gives a scale that is not, or 0: look at it before the optimizer steps.
+    A norm that is not finite gives a factor that is not finite, or 0: check the norm before the step.
     """
     return (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else None
 
@@ -83,7 +83,7 @@ def scale_gradients_(parameters: Iterable[Tensor], scale: Tensor | None) -> None
 
 
 def _library_for(tensors: Sequence[Tensor]) -> Library | None:
-    """The library if it serves them all: then they lie in memory as they are indexed."""
+    """The library if it serves all of the parameters (float32, contiguous, on the CPU), else None."""
     return serving(*tensors) if all(t.is_contiguous() for t in tensors) else None
 
 

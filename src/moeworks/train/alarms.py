@@ -26,7 +26,7 @@ expert that does its fair share could look dead by chance."""
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What is known of the steps since the line before; l counts MoE layers."""
+    """Figures of the steps since the previous line of metrics; l counts MoE layers."""
 
     counts_lE: Tensor
     """int64 [layers, E]: assignments."""
@@ -39,7 +39,7 @@ class Figures:
     attention_counts: tuple[Tensor, ...] = ()
     """int64 [E] per layer with a mixture of attention: assignments of its own experts."""
     attention_logit_size_l: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """The logit sizes of those layers."""
+    """Largest absolute router logit, averaged over tokens, of each layer with a mixture of attention."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Reading:
 
     alarm: str
     layer: int
-    """Index in the model."""
+    """Index of the layer in the model."""
     domain: str
     """"" for alarms that are not of a domain."""
     value: float
@@ -58,7 +58,7 @@ class Reading:
 
     @property
     def key(self) -> str:
-        """Names it in the state."""
+        """Key of this figure in AlarmState."""
         return "/".join((self.alarm, str(self.layer), self.domain, *([self.part] if self.part else [])))
 
     @property
@@ -69,18 +69,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class AlarmState:
-    """Which alarms are on, and for how many lines in a row each figure has spoken against that."""
+    """Alarms that are on, and the number of consecutive lines that contradict the state of each figure."""
 
     active: frozenset[str] = frozenset()
     streaks: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """The state as JSON, for the checkpoint."""
         return {"active": sorted(self.active), "streaks": dict(sorted(self.streaks.items()))}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "AlarmState":
-        """Of `to_json`; of a checkpoint without alarms, nothing."""
+        """The state that `to_json` wrote; an empty state for a checkpoint without alarms."""
         return cls(frozenset(saved.get("active", ())), dict(saved.get("streaks", {})))
 
 
@@ -106,7 +106,7 @@ def advance(
     return AlarmState(frozenset(active), streaks), raised, ended
 
 
-# What is judged.
+# The figures that are judged.
 
 
 def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) -> list[Reading]:
@@ -129,7 +129,7 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
         add("route_collapse", breadth_l, _below(alarms.breadth))
     if alarms.dead_share and dead and counts_lE.numel() and _enough(counts_lE[0]):
         add("dying_experts", [n / counts_lE.shape[1] for n in dead], _above(alarms.dead_share))
-    # A router that scores nothing has logits for form's sake, which say its choice as an exact softmax.
+    # A router without scores has placeholder logits whose softmax is exactly its choice: not a logit size.
     if alarms.logit_size and config.model.router.choice.linear:
         add("exploding_logits", figures.logit_size_l.tolist(), _above(alarms.logit_size))
     if alarms.bias_spread and figures.bias_spread_l is not None:
@@ -139,7 +139,7 @@ def read_figures(figures: Figures, config: RunConfig, domains: Sequence[str]) ->
             own_lE = own_lE[:, pools[number]] if pools else own_lE
             if _enough(own_lE[0]):
                 own = breadth(own_lE, top_k).tolist()
-                # A layer that is collapsed serves no domain better: that is the other alarm's news.
+                # A collapsed layer starves every domain; route_collapse alone reports that.
                 own = [1.0 if whole < alarms.breadth else b for b, whole in zip(own, breadth_l, strict=True)]
                 add("domain_starvation", own, _below(alarms.domain_breadth), domain)
     return readings + _attention_readings(figures, config)
@@ -167,7 +167,7 @@ def _attention_readings(figures: Figures, config: RunConfig) -> list[Reading]:
 
 
 def _pools_of(config: RunConfig, domains: Sequence[str]) -> list[list[int]]:
-    """The experts that each domain may have; nothing where all may have all."""
+    """The experts that each domain may use; empty if every domain may use all of them."""
     pools = config.model.router.pool_experts
     return [list(pools[kind]) for kind in domain_types(config.model.router, domains)]
 
@@ -211,7 +211,7 @@ def _below(threshold: float) -> Callable[[float], float]:
     return lambda value: threshold / value if value > 0 else math.inf
 
 
-# What is said.
+# The records that are written.
 
 
 def alarm_records(
@@ -263,17 +263,17 @@ class AlarmKind:
     """The words of one alarm."""
 
     threshold: str
-    """Its field of AlarmConfig."""
+    """Field of AlarmConfig with the threshold."""
     text: Callable[[Reading, RunConfig], str]
-    """What the worst layer does."""
+    """Description of what the worst layer does."""
     cause: str
-    """What it most likely comes from."""
+    """Most likely cause."""
     knob: Callable[[RunConfig], str]
-    """What to change."""
+    """Setting to change."""
 
 
 def _effective(reading: Reading, config: RunConfig) -> str:
-    """Breadth in words."""
+    """Breadth as a number of effective experts, in words."""
     router = config.model.router
     top_k, experts = router.top_k, router.num_routes
     if reading.part:

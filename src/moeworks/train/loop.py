@@ -32,30 +32,30 @@ from moeworks.train.trainer import Step, Trainer
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop is handed from above: it imports neither evaluation nor the terminal."""
+    """Functions that the caller gives to the loop, which imports neither evaluation nor the terminal."""
 
     evaluate: Callable[[Decoder], dict[str, Any]]
-    """The fields of an eval record."""
+    """Validate; returns the fields of an eval record."""
     on_step: Callable[[Trainer, Step], None]
-    """After every step."""
+    """Called after every step."""
     on_record: Callable[[dict[str, Any]], None]
-    """After every record of metrics."""
+    """Called after every record of metrics."""
     on_signal: Callable[[int], None] = lambda number: None
-    """When a signal stops the run: its number."""
+    """Called with the signal's number when a signal stops the run."""
 
 
 class Interval:
     """Sums since the last line of metrics: all of them tensors, so that nothing waits for the device."""
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
-        """Empty, or what `to_json` of an interrupted run's interval gave."""
+        """Start empty, or from the `to_json` of an interrupted run's interval."""
         saved = saved or {}
         self.steps: int = saved.get("steps", 0)
         self.seconds: float = saved.get("seconds", 0.0)
         self._sums = {name: _tensor(value) for name, value in saved.get("sums", {}).items()}
 
     def to_json(self) -> dict[str, Any]:
-        """For the checkpoint; exact."""
+        """The sums as JSON, exact, for the checkpoint."""
         sums = {name: value.tolist() for name, value in self._sums.items()}
         return {"steps": self.steps, "seconds": self.seconds, "sums": sums}
 
@@ -64,7 +64,7 @@ class Interval:
         self.steps += 1
         self.seconds += seconds
         for name, value in _figures(step, len(config.model.moe_layers)).items():
-            # Tensors without elements are what a dense model has, or one that is not watched.
+            # Tensors are empty for dense models, and for models that are not watched.
             if value.numel():
                 wide = value.double() if value.is_floating_point() else value
                 before = self._sums.get(name)
@@ -140,7 +140,7 @@ class Interval:
 
 
 def _figures(step: Step, layers: int) -> dict[str, Tensor]:
-    """What a step adds to the sums, by name; `layers` MoE layers are not of MTP layers."""
+    """Contribution of a step to the sums, by name; the first `layers` MoE layers are not MTP layers."""
     losses, watched = step.losses, step.losses.watched
     counts_lE = losses.counts_lE[:layers]
     figures = {
@@ -148,7 +148,7 @@ def _figures(step: Step, layers: int) -> dict[str, Tensor]:
         "grad_norm": step.grad_norm,
         "mtp": losses.mtp,
         "counts_lE": counts_lE,
-        # The mean over steps of each step's MaxVio, which no pooling of steps makes smaller.
+        # MaxVio is averaged over steps: pooling the counts of steps first would make it smaller.
         "max_vio_l": max_violation(counts_lE) if counts_lE.numel() else losses.loss.new_zeros(0),
         "dropped_l": losses.dropped_l[:layers],
         **{f"balance/{name}": loss for name, loss in losses.balance.items()},
@@ -189,7 +189,7 @@ def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Ca
                 interval = Interval()
             improved = validating and _evaluate(trainer, sink, callbacks)
             if stopping or saving or improved:
-                # A stop ends no interval: a resumed run goes on with it, and its record is that of one piece.
+                # A stop does not end the interval: the resumed run continues it, as if it had never stopped.
                 progress.interval = interval.to_json() if interval.steps else {}
                 save(trainer, run, sink)
                 progress.interval = {}
@@ -201,7 +201,7 @@ def train(trainer: Trainer, run: RunDir, sink: MetricsSink | None, callbacks: Ca
 
 
 def save(trainer: Trainer, run: RunDir, sink: MetricsSink | None) -> None:
-    """Write a checkpoint of now and prune older ones; the main rank writes, the others wait."""
+    """Write a checkpoint of this step and prune older ones; the main rank writes, the others wait."""
     if trainer.world.is_main and sink is not None:
         progress = trainer.progress
         progress.metrics_bytes = sink.sync()
@@ -252,10 +252,10 @@ _STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") 
 
 @contextmanager
 def _signals() -> Generator[list[int]]:
-    """Collect the signals that mean "leave" instead of dying of them; a second SIGINT interrupts as usual.
+    """Collect the signals that ask the process to end; a second SIGINT interrupts as usual.
 
-    One that is ignored stays so (nohup, a job in the background), and threads other than the main one may not
-    touch any.
+    Ignored signals stay ignored (nohup, background jobs). Outside the main thread nothing is changed, because
+    Python allows it there only.
     """
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, and other loggers when they are asked for.
+"""Destinations of a run's figures: metrics.jsonl, and other loggers that train.loggers names.
 
 One JSON object a line. Losses are nats per token; `seconds` is training time without validation.
 
@@ -36,14 +36,14 @@ class MetricsSink:
     """Appends records to metrics.jsonl and hands them to the loggers."""
 
     def __init__(self, path: Path, loggers: list[Logger], *, keep_bytes: int = 0) -> None:
-        """Open `path`, keeping its first `keep_bytes` bytes: what a checkpoint knows of.
+        """Open `path`, keeping its first `keep_bytes` bytes, which the checkpoint accounts for.
 
         Raises DataError, here and later, when the disk refuses.
         """
         self._path, self._loggers = path, loggers
         with self._disk():
             self._file = path.open("ab")
-            # A file that was shortened by hand must not grow by zeros.
+            # Truncating a file that was shortened by hand must not extend it with zeros.
             self._file.truncate(min(keep_bytes, path.stat().st_size))
 
     def write(self, record: dict[str, Any]) -> None:

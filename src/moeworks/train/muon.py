@@ -15,7 +15,8 @@ from moeworks.errors import check
 from moeworks.train.adamw import scale_gradients_
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon)."""
+"""Coefficients of the quintic Newton-Schulz iteration (Jordan 2024,
+https://kellerjordan.github.io/posts/muon)."""
 RMS_OF_ADAMW = 0.2
 """The usual RMS of an AdamW update (Liu et al. 2025, arXiv 2502.16982, section 2.2)."""
 SMALLEST_NORM = 1e-7
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     gradient_scale: Tensor | None = None
-    """Multiplies the gradients of the next steps."""
+    """Factor of the gradients in the next steps."""
 
     def __init__(
         self,

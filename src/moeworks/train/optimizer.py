@@ -30,7 +30,7 @@ class ParameterGroups:
     matrices: tuple[str, ...]
     """Hidden matrices, and stacks of them: muon, or adamw; with weight decay."""
     fused_pairs: tuple[str, ...]
-    """The same, for two matrices below each other (gate and up): muon treats the halves apart."""
+    """Hidden matrices that hold gate and up below each other: muon treats the halves separately."""
     rest: tuple[str, ...]
     """Embeddings, output projection, routers, norms, biases, gates: adamw without weight decay."""
 
@@ -76,9 +76,9 @@ class Optimizers:
             group["base_lr"] = group["lr"]
 
     def step(self, gradient_scale: Tensor | None = None) -> None:
-        """Update all parameters that have a gradient, which counts `gradient_scale` times (see clip_scale).
+        """Update all parameters that have a gradient, scaled by `gradient_scale` (see clip_scale).
 
-        What the gradients themselves hold afterwards is left open.
+        The gradients may hold any values afterwards.
         """
         for part in self.parts.values():
             part.gradient_scale = gradient_scale
@@ -95,7 +95,7 @@ class Optimizers:
             group["lr"] = group["base_lr"] * scale
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The state itself, not a copy, as `adamw/embed.weight/exp_avg` and so on."""
+        """Tensors of the state, not copies, under names such as `adamw/embed.weight/exp_avg`."""
         return {
             f"{part_name}/{name}/{key}": value
             for part_name, part in self.parts.items()
@@ -142,7 +142,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
 
 
 def _takes_muon(matrix: nn.Parameter, config: OptimizerConfig) -> bool:
-    """Whether a hidden matrix does; a stack of them is the routed experts'."""
+    """Whether muon optimises this hidden matrix; a stack of matrices belongs to the routed experts."""
     return config.name == "muon" and (matrix.ndim == 2 or config.expert_optimizer == "muon")
 
 

@@ -80,8 +80,8 @@ class RunDir:
         write_json(self.config, to_dict(config))
 
     def discard(self, *, folder: bool) -> None:
-        """Delete what a start wrote before its first step: those files and, with `folder`, the folder that it
-        made, unless something else is in it by now."""
+        """Delete the files that a start wrote before its first step and, with `folder`, the folder too,
+        unless it holds something else by now."""
         with suppress(OSError):
             for path in (self.config, self.tokenizer, self.metrics):
                 path.unlink(missing_ok=True)
@@ -90,7 +90,7 @@ class RunDir:
                 self.root.rmdir()
 
     def load_config(self) -> RunConfig:
-        """Raises CheckpointError when this is no run folder, or its config.json is not what was written."""
+        """The run's config. Raises CheckpointError without a config.json, and for one that cannot be read."""
         if not self.config.is_file():
             raise CheckpointError(f"{self.root}: not a run: it has no config.json")
         try:

@@ -6,7 +6,7 @@ from moeworks.config.run import OptimizerConfig
 
 
 def lr_scale(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """What the peak learning rates are multiplied by in optimizer step `step` (0 is the first).
+    """Factor of the peak learning rates in optimizer step `step` (0 is the first).
 
     A linear warm-up reaches 1 in its last step. After it `cosine` falls along half a cosine; `wsd` (warm-up,
     stable, decay: Hu et al. 2024, MiniCPM, section 4) stays at 1 and falls linearly over the last
@@ -21,7 +21,7 @@ def lr_scale(step: int, total_steps: int, config: OptimizerConfig) -> float:
 
 
 def _remaining(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """1 where the fall begins, 0 where it ends."""
+    """Remaining share of the decay: 1 where it begins, 0 where it ends."""
     match config.schedule:
         case "cosine":
             done = (step - config.warmup_steps) / (total_steps - config.warmup_steps)

@@ -33,14 +33,14 @@ from moeworks.parallel.world import World
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """What the alarms need beside the counts, of the global batch of one step; without MTP layers."""
+    """Figures for the alarms besides the counts, over the global batch of a step, without MTP layers."""
 
     logit_size_l: Tensor
     """[MoE layers]: mean over valid tokens of the largest absolute router logit."""
     attention_logit_size_l: Tensor
-    """[layers with a mixture of attention]: the same of their routers."""
+    """[layers with a mixture of attention]: mean over valid tokens of the largest absolute router logit."""
     domain_counts: Tensor
-    """int64 [domains, MoE layers, E]; no rows where domains are not watched."""
+    """int64 [domains, MoE layers, E]: assignments by domain; no rows where domains are not watched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +62,13 @@ class StepLosses:
     attention_counts: tuple[Tensor, ...] = ()
     """int64 [E] per layer with a mixture of attention: tokens of each of its experts."""
     statistics: tuple[Statistics, ...] = ()
-    """Per MoE layer what its router's state moves by, those of MTP layers last."""
+    """Statistics that update each router's state, per MoE layer, those of MTP layers last."""
     watched: Watched | None = None
-    """None where alarms are off, or the model is dense."""
+    """Figures for the alarms; None if alarms are off or the model is dense."""
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
-    """bfloat16 autocast if train.precision asks for it."""
+    """Context of bfloat16 autocast if train.precision asks for it, else of no effect."""
     if config.train.precision != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -97,12 +97,12 @@ def accumulate_gradients(
         entropy_sum, token_losses_T = _cross_entropies(output, batch)
         cross_entropy = entropy_sum / total
         routings = _with_token_losses(routers, output.routings, token_losses_T)
-        # Those of MTP layers come last; they count for their expert_bias and enter no balance loss.
+        # Routings of MTP layers come last; they update expert_bias but enter no balance loss.
         balanced = balanced_routings(output, config)
         if totals is None and world.size > 1 and _needs_totals(config.balance):
             totals = summed([[step_totals(r, config.balance) for r in balanced]], world)
         balance = balance_losses(balanced, config.balance, totals)
-        # A step-wide loss is the whole step's already; of the others this micro-batch has its share.
+        # Step-wide losses cover the whole step already; others count by this micro-batch's share.
         shared = {name: loss if name in STEP_WIDE else share * loss for name, loss in balance.items()}
         own, weighted = router_losses(routers, routings)
         loss = cross_entropy + total_balance_loss(shared, config.balance) + weighted / total
@@ -116,7 +116,7 @@ def accumulate_gradients(
         if config.alarms.enabled and balanced:
             part = replace(part, watched=_watched(output, batch, share, watched_domains, config))
         parts.append(part)
-    # Every part carries its share of the step already.
+    # Every part is already weighted by its share of the step.
     return summed(parts, world)
 
 
@@ -141,14 +141,14 @@ def update_routers(
 def router_statistics(
     routers: Sequence[RouterModule], routings: Sequence[Routing], config: BalanceConfig
 ) -> tuple[Statistics, ...]:
-    """Per router what it needs to know of its Routing; nothing without routers."""
+    """Statistics of each router from its Routing; empty without routers."""
     if not routers:
         return ()
     return tuple(router.statistics(r, config) for router, r in zip(routers, routings, strict=True))
 
 
 def summed_statistics(parts: Sequence[tuple[Statistics, ...]]) -> tuple[Statistics, ...]:
-    """The sums over micro-batches, per router."""
+    """Sums of the statistics over micro-batches, per router."""
     return tuple(
         {name: torch.stack([layer[name] for layer in layers]).sum(dim=0) for name in layers[0]}
         for layers in zip(*parts, strict=True)
@@ -204,7 +204,7 @@ def _total_tokens(batches: Sequence[Batch], world: World) -> Tensor:
 
 
 def micro_batches(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
-    """The batches, each on random numbers of its own: another pass over any of them draws the same."""
+    """The batches, each with its own random numbers, so that a second pass over a batch draws the same."""
     for number, batch in enumerate(batches):
         torch.manual_seed(mixed_seed(seed, number))
         yield batch
@@ -216,7 +216,7 @@ def drawn_seed() -> int:
 
 
 def mixed_seed(*parts: int) -> int:
-    """A seed that depends on every one of `parts`, and is unlike that of their neighbours."""
+    """A seed that depends on every one of `parts` and differs for neighbouring values."""
     return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
 
 
@@ -251,7 +251,7 @@ def _needs_totals(balance: BalanceConfig) -> bool:
 def _stack_counts(
     routings: Sequence[Routing], count: Callable[[Routing], Tensor], device: torch.device
 ) -> Tensor:
-    """[layers, E]; a dense model has no rows."""
+    """[layers, E]: stacked counts; a dense model has no rows."""
     if not routings:
         return torch.zeros(0, 0, dtype=torch.int64, device=device)
     return torch.stack([count(r) for r in routings])
@@ -297,7 +297,7 @@ def _domain_counts(routings: Sequence[Routing], batch: Batch, valid_T: Tensor, d
     experts = routings[0].num_experts if routings else 0
     if not routings or not domains:
         return torch.zeros(0, len(routings), experts, dtype=torch.int64, device=valid_T.device)
-    # An expert of a domain is an expert of its own, and so is its empty slot, which is left out in the end.
+    # Each (domain, expert) pair gets its own id; each domain's empty slot too, which is dropped at the end.
     ids, domain_T1 = experts + 1, batch.domain_ids_BL.reshape(-1, 1)
     counts = [count_assignments(r.expert_ids_TK + domain_T1 * ids, domains * ids, valid_T) for r in routings]
     return torch.stack(counts).view(len(routings), domains, ids).transpose(0, 1)[..., :experts]

@@ -35,12 +35,12 @@ from moeworks.train.step import (
 )
 
 MOST_DOMAINS = 64
-"""So many are watched by the alarms: a domain costs a count per layer and expert in every step."""
+"""Most domains that alarms watch: each costs a count per layer and expert in every step."""
 
 
 @dataclass
 class Progress:
-    """How far the run is; goes into every checkpoint."""
+    """Progress of the run, which every checkpoint holds."""
 
     step: int = 0
     tokens: int = 0
@@ -56,7 +56,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step yields."""
+    """Result of one optimizer step."""
 
     losses: StepLosses
     grad_norm: Tensor
@@ -116,7 +116,7 @@ class Trainer:
         return Step(losses, grad_norm, scale * self.config.optimizer.lr)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors by file, and JSON state, of a checkpoint."""
+        """Contents of a checkpoint: tensors by file, and the JSON state."""
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.state_tensors()}
         state = {
             "config": to_dict(self.config),
@@ -165,7 +165,7 @@ class Trainer:
         torch.manual_seed(mixed_seed(self.config.train.seed, self.progress.step, self.world.rank))
 
     def _diagnosis(self, batches: list[Batch], losses: StepLosses) -> str:
-        """What was not finite in this step, and in which module."""
+        """Message that says what was not finite in this step, and in which module."""
         where = f"step {self.progress.step + 1} (loss {float(losses.loss):.4f})"
 
         def forward() -> None:
@@ -181,7 +181,7 @@ class Trainer:
         module = first_nonfinite_module(self.model, forward)
         if module is not None:
             return f"{where}: the output of {module} is not finite"
-        # Summing over ranks has spread a NaN: this rank makes its own gradients anew.
+        # Summing over ranks has spread the NaN, so this rank computes its own gradients again.
         self._seed_step()
         self.optimizers.zero_grad()
         alone = World(device=self.world.device)
@@ -191,7 +191,7 @@ class Trainer:
 
 
 def _progress_of(checkpoint: Checkpoint) -> Progress:
-    """The progress in a checkpoint; what an earlier version did not keep has its default."""
+    """The progress in a checkpoint; fields that an earlier version did not save take their defaults."""
     missing = [name for name in ("corpus", "progress") if name not in checkpoint.state]
     missing += [f"{name}.safetensors" for name in ("model", "optimizer") if name not in checkpoint.tensors]
     if missing:
@@ -218,7 +218,7 @@ def check_division(config: TrainConfig, world: World) -> None:
 
 
 def _count_tokens_for(routers: list[RouterModule], corpus: PreparedCorpus, vocab_size: int) -> None:
-    """Tell the routers that ask how often each token occurs in the training text."""
+    """Give token counts of the training text to the routers that want them."""
     asking = [router for router in routers if router.wants_token_counts]
     if asking:
         counts_V = corpus.train.token_counts(vocab_size)
