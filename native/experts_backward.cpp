@@ -26,7 +26,7 @@ struct GradSum {
         if (type != kFloat32) buffer = Buffer<float>(size);
         sum = buffer.get() ? buffer.get() : static_cast<float *>(target);
     }
-    // Rounds elements first .. first + count, which nothing is added to any more.
+    // Rounds elements first .. first + count, whose sums are complete.
     void finish(const Kernels &k, int type, int64_t first, int64_t count) const {
         if (buffer.get())
             k.narrow(static_cast<char *>(result) + first * element_size(type), type, sum + first, count);
@@ -38,7 +38,7 @@ struct ExpertGrads {
     int open_spans = 0;
 };
 
-// What the blocks of a span leave for the weight gradients.
+// Intermediates of a span's blocks, from which the weight gradients are computed.
 struct Pending {
     Buffer<float> grad_hidden, act;  // [rows, U]; [rows, F], weighted
     int blocks = 0, tasks = 0;
@@ -105,7 +105,7 @@ class Backward {
                                  : layer_.rows_of(grad_y_, e, span.row);
         const Matrix right = t.up ? layer_.inputs(e, span.row) : Matrix{pending.act.get(), e.width};
         const GradSum &matrix = t.up ? grads.up : grads.down, &bias = t.up ? grads.up_bias : grads.down_bias;
-        // A bias may want its gradient where the matrix is frozen.
+        // A bias may need a gradient while its matrix is frozen.
         if (matrix.result != nullptr) {
             product(left.from(0, t.row), right, t.rows, columns, span, matrix.sum + int64_t{t.row} * columns, s);
             if (span.last)
@@ -244,7 +244,7 @@ class BackwardQueue {
         return pending_[layer_.blocks[next_].span].grad_hidden.get() != nullptr || open_ < max_open_;
     }
 
-    // False when there is nothing left and nothing to come.
+    // False when no work is left and none can follow.
     bool wait_for_work(std::unique_lock<std::mutex> &lock) {
         changed_.wait(lock, [this] {
             return failed_ || !tasks_.empty() || (blocks_left() ? may_take_block() : running_ == 0);
@@ -312,7 +312,7 @@ class BackwardQueue {
             tasks_.push_back({span, up, row, std::min(step, rows - row)});
     }
 
-    // The span's gradients are in: its buffers are free, and the expert's next span may follow.
+    // The span's gradients are complete: its buffers become free, and the expert's next span may begin.
     void close(int number) {
         if (pending_[number].grad_hidden.get() != nullptr) {
             --open_;
@@ -376,7 +376,7 @@ void experts_backward(const mw_experts &a, const mw_experts_grad &grad, int thre
         run_backward(layer, grad.y.data, output.rows(), threads);
         output.finish();
     } else if (a.weigh_input && grad.weights.data != nullptr) {
-        // The weights' gradients are made of the input's.
+        // The gradients of the weights are computed from those of the input.
         Buffer<float> unread(layer.tokens * layer.model_width);
         run_backward(layer, grad.y.data, unread.get(), threads);
     } else {

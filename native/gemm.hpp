@@ -64,7 +64,7 @@ inline void multiply_chunk(const Kernels &k, const float *left, int m, int depth
     }
 }
 
-// The same for any n.
+// c [m, n] = (accumulate ? c : 0) + left * right, for any n.
 inline void multiply(const Kernels &k, const float *left, int m, int depth, const Right &right, int n, float *c,
                      int64_t ldc, bool accumulate, float *scratch, const Ahead &next = {}) {
     const int chunk = chunk_columns(k);

@@ -63,7 +63,7 @@ struct Kernels {
 
     // hidden [2n] (gate at 0, up at `up`) or [n] -> act [n], times weight. `activation` is mw_activation.
     void (*activate)(int activation, int n, const float *hidden, int64_t up, float weight, float *act);
-    // The same from the other side: grad [n] of the unweighted act; writes grad_hidden (that of gate at 0, of up
+    // Backward of the activation: from grad [n] of the unweighted act, writes grad_hidden (that of gate at 0, of up
     // at grad_up), and act times weight over grad. Returns sum(grad * act), the gradient of the weight.
     float (*activate_backward)(int activation, int n, float *grad, const float *hidden, int64_t up,
                                float weight, float *grad_hidden, int64_t grad_up);

@@ -115,8 +115,8 @@ void pack_transposed(float *to, const Rows<T> &source, int count, int length) {
             for (int i = 0; i < V; ++i) t[i] = i < lanes ? read_vector(rows[i] + k) * scale[i] : vf{};
             transpose(t);
             float *out = to + static_cast<int64_t>(k) * WIDTH + i0;
-            // A panel narrower than a vector: the lanes too many fall where the next ones are written, and
-            // behind the last panel into kSlack.
+            // A panel narrower than a vector: the surplus lanes fall where the next ones are written, and
+            // after the last panel into kSlack.
 #pragma GCC unroll 16
             for (int j = 0; j < V; ++j) store(out + j * WIDTH, t[j]);
         }

@@ -55,7 +55,7 @@ struct Span {
     bool first, last;  // of the expert
 };
 
-// All that a pass needs beside its arguments.
+// Everything that a pass needs besides its arguments.
 struct Layer {
     const Kernels &k = kernels();
     int type, weight_type, activation;  // of the tokens and what is made of them; of matrices and biases

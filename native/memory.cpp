@@ -42,7 +42,7 @@ void *from_system(size_t bytes) {
     return buffer;
 }
 
-// Under AddressSanitizer: what was asked for may be touched, the rest of a reused buffer and unused ones may not.
+// Under AddressSanitizer only the requested bytes may be touched, not the rest of a reused buffer or free ones.
 #if defined(__SANITIZE_ADDRESS__) || MW_HAS_FEATURE(address_sanitizer)
 void close(void *buffer, size_t size) { ASAN_POISON_MEMORY_REGION(buffer, size); }
 void open(void *buffer, size_t size, size_t bytes) {
@@ -54,8 +54,8 @@ void close(void *, size_t) {}
 void open(void *, size_t, size_t) {}
 #endif
 
-// What was used and is free now. Used and unused together stay near the most that was ever used at one time, so
-// that caching hardly raises the peak.
+// Buffers that are free again. Used and free ones together stay near the largest use so far, so that caching
+// hardly raises the peak.
 class Cache {
   public:
     void *allocate(size_t bytes) {
@@ -128,7 +128,7 @@ class Cache {
         return limit > needed ? limit - needed : 0;
     }
 
-    // The smallest go first: what a block costs when it is needed again is clearing it.
+    // The smallest are freed first: a freed block costs the clearing of its pages when it is needed again.
     void shrink(size_t limit) {
         while (cached_ > limit) {
             auto smallest = std::min_element(unused_.begin(), unused_.end(),

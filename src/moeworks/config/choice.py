@@ -15,13 +15,13 @@ class Choice:
     variable: ClassVar[bool] = False
     """Whether a token may have fewer experts than it has slots."""
     linear: ClassVar[bool] = True
-    """Whether a trained linear router scores the experts. Without one there is nothing for a gradient."""
+    """Whether a trained linear router scores the experts. Without one, no gradient reaches a router."""
     rewarded: ClassVar[bool] = False
     """Whether the router learns from each token's own loss after the forward pass."""
     pooled: ClassVar[bool] = False
     """Whether a token keeps to a pool of experts that depends on its type (router.pools)."""
     no_pools: ClassVar[str] = "it chooses among all experts"
-    """Reason why it does not keep to pools."""
+    """Reason why this choice cannot be combined with pools, for error messages."""
 
     sparse: ClassVar[bool] = True
     """Whether a token has experts of its own. A layer without that is no MoE layer of a decoder."""
@@ -38,7 +38,7 @@ class Choice:
         """Raise ConfigError for options of the router that this choice cannot honour."""
 
     def in_vocabulary(self, vocab_size: int) -> "Choice":
-        """This choice in a model with a vocabulary of that size."""
+        """This choice with its defaults set for a model with a vocabulary of that size."""
         return self
 
     def extra_parameters(self, d_model: int) -> int:

@@ -47,8 +47,8 @@ class ExpertChoice(Choice):
     """Tokens that an expert chooses from: those of a micro-batch, where texts compete with each other, or of
     each sequence on its own, where an expert takes at least one token of every packed document."""
     causal: Literal["evaluation", "always", "no"] = "evaluation"
-    """Where a token goes by its own scores instead, to experts that give it more than a cutoff that each
-    has learnt in training: in evaluation, always, or nowhere; then evaluation of a decoder is refused."""
+    """When a token instead takes all experts whose score for it exceeds a cutoff that each expert learns in
+    training: in evaluation, always, or never ("no"), with which a decoder cannot be evaluated."""
     momentum: float = 0.99
     """Share of a cutoff that is kept in each optimizer step."""
     max_experts: int | None = None
@@ -213,11 +213,11 @@ ChoiceConfig = (
     | SoftChoice
     | CustomChoice
 )
-"""Config of a way to choose experts, of any kind."""
+"""Union of the configs of all ways to choose experts."""
 
 
 def check_plain(router: "RouterConfig", kind: str, *, scores: bool = False) -> None:
-    """Raise ConfigError where the router has what only top-k honours: groups, a bias, sparsemixer.
+    """Raise ConfigError for router options that only top-k supports: groups, a bias, sparsemixer.
 
     `scores`: the choice reads scores as amounts, which logits are not.
     """

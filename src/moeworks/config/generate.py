@@ -41,12 +41,12 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class SamplingAdvice:
-    """What a model's makers recommend, as far as it can be followed."""
+    """Sampling settings that a model's makers recommend, and those that cannot be followed."""
 
     fields: Mapping[str, Any]
-    """Fields of SamplingConfig."""
+    """Recommended values by field of SamplingConfig."""
     ignored: tuple[str, ...] = ()
-    """What cannot be followed, each with the reason."""
+    """Recommendations that cannot be followed, each with the reason."""
 
 
 def sampling_advice(record: Mapping[str, Any]) -> SamplingAdvice:

@@ -1,4 +1,4 @@
-"""Which layers hold a MoE, and what their norms are."""
+"""Configs of the layers: which of them hold a MoE, and their norms."""
 
 from dataclasses import dataclass
 from typing import Literal

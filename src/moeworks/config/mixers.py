@@ -1,4 +1,4 @@
-"""What mixes tokens in a decoder layer: several kinds of attention, and a recurrence.
+"""Configs of the mixers of a decoder layer: several kinds of attention, and a recurrence.
 
 Every mixer is a frozen dataclass whose field `kind` tells it apart in JSON. A model has one for all of its
 layers (ModelConfig.attention), or several and a list of which layer has which.
@@ -290,11 +290,11 @@ class MixtureOfAttentionConfig:
 
 
 MixerConfig = GQAConfig | MLAConfig | GatedDeltaConfig | MixtureOfAttentionConfig
-"""Config of a mixer of any kind."""
+"""Union of the configs of all mixers."""
 
 
 def check_shared_indexers(mixer_of_layers: Iterable[MixerConfig]) -> None:
-    """A layer that shares an indexer's choice needs an earlier layer that makes it. Raises ConfigError."""
+    """Raise ConfigError if a layer shares an indexer's choice and no earlier layer makes that choice."""
     own: int | None = None
     for layer, mixer in enumerate(mixer_of_layers):
         index = mixer.indexer if isinstance(mixer, MLAConfig) else None

@@ -18,7 +18,7 @@ OTHERS = "*"
 """The name of the type of all domains that no other pool names."""
 
 NAME_ONE = "; or name one for all texts with --domain"
-"""Advice of eval and trace for a domain without a pool."""
+"""Advice that eval and trace give for a domain without a pool."""
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -93,7 +93,7 @@ def check_pools(router: "RouterConfig") -> None:
 
 
 def check_named(router: "RouterConfig") -> None:
-    """Raise ConfigError for pools without names, which say nothing about the domains of documents."""
+    """Raise ConfigError for pools without names: documents are matched to pools by domain name."""
     named = all(pool.name is not None for pool in parse_pools(router.pools))
     rule = "must have names of domains, NAME=0-3,6 ...: tokens are of the type of their document's domain"
     check(named, "model.router.pools", router.pools, rule)

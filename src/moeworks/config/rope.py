@@ -1,4 +1,4 @@
-"""How positions turn queries and keys."""
+"""Config of rotary positions, which rotate queries and keys."""
 
 import math
 from dataclasses import dataclass

@@ -233,7 +233,7 @@ class RunConfig:
         )
 
     def _check_attention(self) -> None:
-        """Balance losses hold for mixtures of attention too."""
+        """Raise ConfigError for balance settings that mixtures of attention cannot honour."""
         balance = self.balance
         for _, mixer in self.model.mixtures_of_attention:
             rule = "must be 0 with a mixture of attention, whose router has no noise to smooth its load"
@@ -257,7 +257,7 @@ class RunConfig:
         check(balance.bias_rule != "quantile", "balance.bias_rule", "quantile", rule)
 
     def _check_validation(self) -> None:
-        """Validation predicts each token from those before it: experts must not depend on later ones."""
+        """Raise ConfigError if experts depend on later tokens, which validation must not see."""
         router, capacity = self.model.router, self.model.capacity
         if not self.model.moe_layers:
             return

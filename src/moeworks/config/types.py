@@ -5,7 +5,7 @@ from typing import Literal, Union, get_args, get_origin
 
 
 def type_text(hint: object) -> str:
-    """`hint` in a reader's words.
+    """`hint` in plain words.
 
     >>> type_text(tuple[int, ...] | None)
     'list of int or None'

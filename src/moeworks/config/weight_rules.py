@@ -52,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Either:
-    """Layouts that both occur: read whichever a checkpoint holds, write the first."""
+    """Alternative layouts: reading takes the one that the checkpoint holds, writing the first."""
 
     options: tuple[tuple[Rule, ...], ...]
 

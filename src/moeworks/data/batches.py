@@ -14,7 +14,7 @@ class Batch:
     tokens_BL: Tensor
     """int64: token ids of the inputs."""
     targets_BL: Tensor
-    """int64, the next token of each; to be ignored where valid_BL is False."""
+    """int64, the token after each input token; to be ignored where valid_BL is False."""
     document_ids_BL: Tensor
     """int64; two tokens of a row belong to one document exactly if these are equal."""
     domain_ids_BL: Tensor
@@ -22,7 +22,7 @@ class Batch:
     valid_BL: Tensor
     """bool: False where a row is padding."""
     token_types_BL: Tensor | None = None
-    """int64, the type of each input token, for models whose experts are in pools; None: not told."""
+    """int64, the type of each input token, for models whose experts are in pools; None: unknown."""
     padded: bool = True
     """False promises that valid_BL is True everywhere, and spares what padding needs."""
 
@@ -33,7 +33,7 @@ class Batch:
         return replace(self, **moved)
 
     def typed(self, types: Sequence[int]) -> "Batch":
-        """With the type of each token's domain, given the type of each domain; without types as it is."""
+        """The batch with each token's type, from the types of the domains; unchanged if there are none."""
         if not types:
             return self
         table = torch.tensor(types, device=self.domain_ids_BL.device)

@@ -13,9 +13,9 @@ from moeworks.errors import DataError
 from moeworks.files import make_folder, publish, remove, temporary_name, write_atomically
 
 CHECKED_BYTES = 1 << 30
-"""Files up to this size are checked by their sha256 at every opening, larger ones by that of samples."""
+"""Largest file whose whole sha256 is checked at every opening; of larger files, samples are checked."""
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
-_ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds after which an unfinished folder is a killed process'
+_ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds; an older unfinished folder is abandoned
 _KEY = re.compile(r"[0-9a-f]+")
 
 
@@ -31,7 +31,7 @@ def corpora_folder(cache_dir: str | None) -> Path:
 
 
 def is_key(name: str) -> bool:
-    """Whether `name` can be that of a prepared corpus' folder: anything else may lead out of the cache."""
+    """Whether `name` may be the folder of a prepared corpus; other names could lead out of the cache."""
     return _KEY.fullmatch(name) is not None
 
 
@@ -64,7 +64,7 @@ def meta_checksum(meta: dict) -> str:
 
 
 def _check_file(path: Path, size: int, checksum: str, sampled: str | None) -> None:
-    """`sampled` is None for small files, and in folders of earlier versions: those are read whole."""
+    """Check one file; `sampled` is None for small files and older folders, which are read whole."""
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path}: missing, or not of {size} bytes")
     if _is_large(size) and sampled is not None:
@@ -101,10 +101,10 @@ def file_checksum(path: Path) -> str:
 
 @contextmanager
 def building(folder: Path) -> Generator[Path]:
-    """A new folder to fill, that becomes `folder` when the block ends, and goes when it fails.
+    """A new folder to fill, which becomes `folder` when the block ends and is deleted if it fails.
 
     Of several processes that build the same folder the first to finish wins; the others drop theirs, which
-    is equal. Raises DataError when the disk refuses.
+    are equal. Raises DataError when the disk refuses.
     """
     temporary = temporary_name(folder)
     try:

@@ -1,7 +1,8 @@
-"""Conversations to text by a model's chat template, which is a program that came with the weights.
+"""Chat templates, which turn conversations into text: programs that come with a model's weights.
 
-It runs in jinja2's immutable sandbox, in a process of its own (chat_worker.py) with bounded time and memory:
-a sandbox keeps a template from Python's insides, not from counting forever or from a string of gigabytes.
+A template runs in jinja2's immutable sandbox, in a process of its own (chat_worker.py) with bounded time and
+memory: a sandbox keeps a template from Python's insides, not from counting forever or from a string of
+gigabytes.
 """
 
 import json
@@ -18,7 +19,7 @@ LONGEST_TEMPLATE = 1_000_000
 LONGEST_TEXT = 16_000_000
 SECONDS = 10.0
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of a message's reasoning; templates read the first, gpt-oss's the second."""
+"""Keys of a message's reasoning; most templates read the first, that of gpt-oss reads the second."""
 _START, _END = "\U000f0000", "\U000f0001"
 """Stand around a control token that a message spells; private characters, which are dropped from messages."""
 _WORKER = Path(__file__).with_name("chat_worker.py")
@@ -92,7 +93,7 @@ def mark_spelled(value: Any, tokens: Iterable[str]) -> Any:
 
 
 def split_marked(text: str) -> list[tuple[str, bool]]:
-    """The pieces of a rendered text, each with whether a message spelled it as a control token.
+    """Pieces of a rendered text, each with a flag that says whether a message spelled it as a control token.
 
     A template may take marks apart; a mark alone is dropped, and still keeps its sides from joining.
     """

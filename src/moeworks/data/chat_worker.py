@@ -28,7 +28,7 @@ class RefusalError(Exception):
 
 
 class TooLongError(Exception):
-    """More text than is let through."""
+    """The rendered text is longer than the limit."""
 
 
 class Generation(Extension):
@@ -44,12 +44,12 @@ class Generation(Extension):
 
 
 def complain(message: str) -> NoReturn:
-    """raise_exception of templates."""
+    """Implementation of the templates' raise_exception."""
     raise RefusalError(message)
 
 
 def strftime_now(form: str) -> str:
-    """The time, in the given form."""
+    """Implementation of the templates' strftime_now: the present time in a given format."""
     return datetime.datetime.now().strftime(form)
 
 
@@ -67,7 +67,7 @@ def to_json(
 
 
 class TemplateDict:
-    """`dict` of templates, which has fromkeys beside the call."""
+    """The templates' `dict`: a call makes a dictionary, and fromkeys is there too."""
 
     def __call__(self, *items: Any, **named: Any) -> dict[Any, Any]:
         """A new dictionary."""
@@ -79,7 +79,7 @@ class TemplateDict:
 
 
 def render(template: str, variables: dict[str, Any], limit: int) -> str:
-    """The text, of at most `limit` characters."""
+    """The rendered text, of at most `limit` characters."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
@@ -95,7 +95,7 @@ def render(template: str, variables: dict[str, Any], limit: int) -> str:
 
 
 def bound(seconds: int) -> None:
-    """Give this process at most so much time, and MEMORY, where the system can."""
+    """Limit the time and memory (MEMORY) of this process, if the system can."""
     if resource is None:
         return
     try:
@@ -106,7 +106,7 @@ def bound(seconds: int) -> None:
 
 
 def main() -> None:
-    """Answer one request."""
+    """Read one request from stdin and answer it on stdout."""
     bound(int(sys.argv[1]))
     request = json.loads(sys.stdin.buffer.read())
     try:

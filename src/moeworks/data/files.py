@@ -24,7 +24,7 @@ RECORDS = frozenset({".jsonl", ".parquet"})
 SUPPORTED = PROSE | CODE | RECORDS
 
 MOST_NAMED_DOMAINS = 32
-"""A folder with at most this many files directly inside labels each by its name, else by its suffix."""
+"""Most files directly in a folder that are labelled by name; with more, files are labelled by suffix."""
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,19 @@ class NoTokenizerError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class GgufTokenizer:
-    """What a file says of its tokenizer."""
+    """Description of the tokenizer in a GGUF file."""
 
     backend: tokenizers.Tokenizer
     pieces: Sequence[str]
     """The token of each id."""
     special_ids: Mapping[str, int]
-    """Ids of "bos", "eos", "unknown" and others, those that are named."""
+    """Ids of the special tokens that the file names, by "bos", "eos", "unknown" and so on."""
     add_bos: bool
     chat_template: str | None
 
 
 def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
-    """Read it. Raises DataError for a file without a tokenizer, or with one of another kind."""
+    """Read the tokenizer of a GGUF file. Raises DataError if there is none, or if its kind is unknown."""
     gguf, first = require("gguf", extra="gguf"), gguf_parts(path)[0]
     try:
         fields = gguf.GGUFReader(first).fields
@@ -73,7 +73,7 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
 
 
 def byte_level_bpe(pieces: Sequence[str], merges: Sequence[str], cut: str) -> tokenizers.Tokenizer:
-    """BPE on bytes. `cut` names how text is cut before merging. Raises DataError for an unknown way."""
+    """Byte-level BPE; `cut` names how text is split before merging. Raises DataError if it is unknown."""
     if cut not in _CUTS:
         raise DataError(f"tokenizer.ggml.pre = {cut!r}: {nearest(cut, _CUTS)}")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]

@@ -27,7 +27,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 @dataclass(frozen=True, eq=False)
 class ModelTokenizer:
-    """Text to what a model reads, and back."""
+    """Tokenizer of a model, with the tokens that frame a text and the chat template."""
 
     backend: Backend
     start_ids: tuple[int, ...] = ()
@@ -37,15 +37,15 @@ class ModelTokenizer:
     chat_template: str | None = None
     """jinja source that writes a conversation as one text."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """bos_token, eos_token …: what chat templates know by these names."""
+    """Special tokens by the names that chat templates use: bos_token, eos_token and so on."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingConfig that the model's makers recommend (generation_config.json)."""
     ignored_advice: tuple[str, ...] = ()
-    """What they recommend and cannot be followed, each with the reason."""
+    """Recommended settings that cannot be followed, each with the reason."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over all that decides about ids."""
+        """sha256 over everything that determines token ids."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -86,7 +86,7 @@ class ModelTokenizer:
         return render_chat(self.chat_template, variables)
 
     def _control_tokens(self) -> list[str]:
-        """Special tokens, and added ones that the chat template contains, but for white space."""
+        """Special tokens, and added tokens in the chat template other than white space."""
         template, found = self.chat_template or "", []
         for added in self.backend.get_added_tokens_decoder().values():
             text, special = (added, True) if isinstance(added, str) else (added.content, added.special)
@@ -95,7 +95,7 @@ class ModelTokenizer:
         return found
 
     def _encode_spelled(self, text: str) -> list[int]:
-        """The tokens of `text` as if there were no added ones. Raises ConfigError where there are anyway."""
+        """The tokens of `text` without any added token. Raises ConfigError if that is impossible."""
         backend = self.backend
         if isinstance(backend, SentencePieceTokenizer):
             ids = backend.encode_plain(text)
@@ -123,13 +123,13 @@ class ModelTokenizer:
         return self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def without_frame(self, ids: Sequence[int]) -> list[int]:
-        """`ids` without the start and stop tokens that they begin with: what is the text's own."""
+        """`ids` without the start and stop tokens at their beginning."""
         frame = {*self.start_ids, *self.stop_ids}
         return list(dropwhile(frame.__contains__, ids))
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:
-        """What a text's first token is predicted from: the start tokens, or else the one that ends texts."""
+        """Tokens that predict a text's first token: the start tokens, or else the token that ends texts."""
         return self.start_ids or self.stop_ids[:1]
 
     @property
@@ -218,7 +218,7 @@ def _of_published(folder: Path) -> ModelTokenizer:
 
 
 def _backend(folder: Path, config: Json) -> tuple[Backend, Json]:
-    """The tokenizer, and its tokenizer_config.json with what that leaves to the model file."""
+    """The tokenizer, and its tokenizer_config.json completed from the model file."""
     path, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if path.is_file() or not model.is_file():
         return read_backend(path), config
@@ -257,7 +257,7 @@ def _content(token: object) -> str | None:
 
 
 def _start_ids(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> tuple[int, ...]:
-    """What tokenizer.json puts before a text, or else the BOS token that tokenizer_config.json asks for."""
+    """Tokens that tokenizer.json puts before a text, or else the BOS that tokenizer_config.json asks for."""
     if config.get("add_bos_token") is False:
         return ()
     alone = backend.encode("a", add_special_tokens=False).ids
@@ -270,7 +270,7 @@ def _start_ids(backend: Backend, config: Mapping[str, Any], named: Mapping[str, 
 
 
 def _stop_ids(folder: Path, backend: Backend, named: Mapping[str, str]) -> tuple[int, ...]:
-    """The ends that generation_config.json names, or else config.json; and the tokenizer's own."""
+    """End tokens of generation_config.json, or else of config.json, and the tokenizer's own."""
     stops: list[int] = []
     for name in ("generation_config.json", "config.json"):
         given = _optional_json(folder / name).get("eos_token_id")

@@ -1,4 +1,4 @@
-"""What single tokens look like. A token may be part of a character: its bytes are what is certain."""
+"""Bytes and readable text of single tokens, which may be only a part of a character."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 _HEX = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's byte fallback
 _WORD_START = "▁"
 CONTINUES = "◦"
-"""Stands for a token whose bytes belong to a character that began before it."""
+"""Placeholder for a token whose bytes continue a character that an earlier token began."""
 
 
 class Pieces:

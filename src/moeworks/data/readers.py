@@ -1,4 +1,4 @@
-"""One file to its documents: text (whole, or in pieces), jsonl and parquet."""
+"""Readers that turn one file into documents: text (whole or in pieces), jsonl and parquet."""
 
 import codecs
 import json
@@ -78,7 +78,7 @@ def _read_text(file: SourceFile, skipped: Counter[str], *, whole: bool) -> Itera
 
 
 def _lines(handle: TextIO) -> Iterator[str]:
-    """Lines in parts of at most LONGEST_PIECE_BYTES characters: a file may be a single line."""
+    """Lines, split into parts of at most LONGEST_PIECE_BYTES characters: a file may be a single line."""
     return iter(lambda: handle.readline(LONGEST_PIECE_BYTES), "")
 
 

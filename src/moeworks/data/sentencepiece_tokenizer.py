@@ -25,16 +25,16 @@ class Added:
 
     number: int
     special: bool
-    """Only where special tokens may be spelled out."""
+    """Whether it is a special token, cut out only where texts may spell those."""
     lstrip: bool = False
-    """White space before it belongs to it."""
+    """Whether white space before it belongs to it."""
     rstrip: bool = False
-    """White space after it belongs to it."""
+    """Whether white space after it belongs to it."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What `encode` returns, as the tokenizers package does."""
+    """Result of `encode`, with the fields of the tokenizers package."""
 
     ids: list[int]
 
@@ -108,7 +108,7 @@ class SentencePieceTokenizer:
         return pieces | {text: token.number for text, token in self._added.items() if with_added_tokens}
 
     def to_str(self) -> str:
-        """All that decides about ids, as text: another tokenizer has another one."""
+        """Everything that determines ids, as text, which therefore differs between tokenizers."""
         added = {text: vars(token) for text, token in self._added.items()}
         models = [p.serialized_model_proto().hex() for p in (self._first, self._later)]
         return json.dumps({"models": models, "added": added, "decoder": None}, sort_keys=True)

@@ -41,7 +41,7 @@ class PreparedCorpus:
     train: TokenStore
     validation: TokenStore
     fingerprint: str
-    """Equal exactly if tokenizer, domains and all stored documents are."""
+    """Fingerprint; equal exactly if tokenizer, domains and all stored documents are equal."""
 
 
 def prepare(
@@ -84,7 +84,7 @@ def _hash(value: object) -> str:
 
 
 def _settings(config: CorpusConfig, vocab_size: int) -> list[object]:
-    """All that decides about the stored files, beside the documents."""
+    """Everything besides the documents that determines the stored files."""
     kind = config.tokenizer
     if kind not in ("bpe", "bytes"):
         kind = load_tokenizer(kind).fingerprint
@@ -212,7 +212,7 @@ def _fill(
 
 
 def _assign(batch: list[Document], found: CorpusScan) -> list[tuple[bool, str, int]]:
-    """Each part of each document: is it for validation, its text, its domain id."""
+    """Parts of all documents, each as (whether it is for validation, text, domain id)."""
     # A domain that the scan did not see means that the corpus changed, which _fill reports at its end.
     ids = {name: index for index, name in enumerate(found.domains)}
     return [

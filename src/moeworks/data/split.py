@@ -23,10 +23,11 @@ class CorpusScan:
 
 @dataclass(frozen=True)
 class Split:
-    """How a document is assigned: by `fraction`, but for corpora so small that one side would be empty.
+    """Assignment of documents to training or validation by `fraction`, except in very small corpora.
 
-    There the document with the smallest digest, `moved`, changes sides (with every copy of it). A corpus of
-    one distinct document is `cut`: its last `fraction`, from a paragraph or line on, is the validation set.
+    Where one side would be empty, the document with the smallest digest, `moved`, changes sides (with every
+    copy of it). A corpus of one distinct document is `cut`: its last `fraction`, from a paragraph or line on,
+    is the validation set.
     """
 
     fraction: float
@@ -34,7 +35,7 @@ class Split:
     cut: bool = False
 
     def assign(self, text: str) -> list[tuple[bool, str]]:
-        """The parts of one document, each as (is it for validation, text)."""
+        """The parts of one document, each as (whether it is for validation, text)."""
         if self.cut:
             head, tail = cut_in_two(text, self.fraction)
             return [(False, head), (True, tail)]

@@ -42,7 +42,7 @@ class TokenStore:
 
     @property
     def num_documents(self) -> int:
-        """Number of documents, of which none is empty."""
+        """Number of documents; none of them is empty."""
         return len(self.document_bytes)
 
 

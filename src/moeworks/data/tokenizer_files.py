@@ -16,12 +16,12 @@ _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "paddi
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a published checkpoint says of its tokenizer."""
+    """Tokenizer files of a published checkpoint, and the token ids for its config.json."""
 
     files: Mapping[str, bytes]
     """tokenizer.json and tokenizer_config.json, by name."""
     ids: Mapping[str, int]
-    """bos_token_id and eos_token_id for config.json, those that there are."""
+    """bos_token_id and eos_token_id for config.json, as far as they exist."""
 
 
 def run_tokenizer_files(checkpoint: Path, max_length: int) -> TokenizerFiles | None:
@@ -55,7 +55,7 @@ def _files(
     starts: bool,
     chat_template: str | None,
 ) -> TokenizerFiles:
-    """`ids` are those of special tokens by GGUF's names; `starts` puts "bos" before every text."""
+    """Make the files; `ids` are special tokens by GGUF's names, `starts` puts "bos" before every text."""
     named = {_NAMES[kind]: backend.id_to_token(number) for kind, number in ids.items()}
     written = tokenizers.Tokenizer.from_str(backend.to_str())
     if starts:

@@ -43,7 +43,7 @@ class ValidationSet:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches, of which ranks may take every n-th."""
+        """Number of batches; with n ranks each rank may take every n-th."""
         return -(-len(self._starts) // self._batch_size)
 
     def batches(self) -> Iterator[Batch]:
@@ -67,7 +67,7 @@ class ValidationSet:
         )
 
     def _take(self, places: np.ndarray, valid: np.ndarray) -> torch.Tensor:
-        """Stored tokens, and 0 in the padding."""
+        """Stored tokens at these places, and 0 in the padding."""
         tokens = self._store.tokens[np.where(valid, places, 0)]
         return torch.from_numpy(np.where(valid, tokens, 0).astype(np.int64))
 

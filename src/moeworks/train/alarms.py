@@ -2,8 +2,8 @@
 
 A figure's badness is 1 at its threshold and grows as it gets worse. An alarm is raised after `patience` bad
 lines in a row (badness >= 1) and ends after as many good ones (badness < release); lines in between start the
-count anew, and lines where a figure cannot be judged change nothing. Both are told once; the state is part of
-the checkpoint.
+count anew, and lines where a figure cannot be judged change nothing. Both are reported once; the state is
+part of the checkpoint.
 """
 
 import math

@@ -13,7 +13,7 @@ One JSON object a line. Losses are nats per token; `seconds` is training time wi
      domain_starvation, "state": "raised" | "ended", "layers": [indices in the model], "domain": name or "",
      "values": [per layer], "threshold", "text"; of a raised one "cause" and "knob" too; "part": "attention"
      where it is about mixtures of attention}
-        told once when it starts and once when it ends; config/alarms.py explains the figures
+        written once when it starts and once when it ends; config/alarms.py explains the figures
     {"kind": "eval", "step", "seconds", "loss", "bits_per_byte",
      "domains": {name: {"bits_per_byte", "bytes", "tokens"}}}   of train.eval_tokens of text
 """
