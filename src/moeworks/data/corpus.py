@@ -23,7 +23,7 @@ def iter_documents(
     """Every document that `data` names: of files, then of Python's library, then of Hugging Face datasets.
 
     Each entry of `data` is a file, a folder (read with its subfolders), a glob, "stdlib:", or "hf:NAME".
-    How files become documents is told at readers.read_file, how they get their domain at files.find_files.
+    readers.read_file describes how files become documents, files.find_files how they get their domain.
     Binary files are passed over and counted by reason in `skipped`. Raises DataError for a path that is
     missing, unreadable or of no supported kind, a bad record, and a corpus without any document.
     """

@@ -32,7 +32,7 @@ class Slots:
     """Where the L tokens of a forward pass stand in their rows."""
 
     length: int
-    """L."""
+    """Length L of a row."""
     start: int = 0
     """Tokens before them, in the cache."""
     document_ids_BS: Tensor | None = None

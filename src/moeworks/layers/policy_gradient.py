@@ -74,7 +74,10 @@ class PolicyGradientRouter(Router):
         }
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """Those of moeworks.ops.policy. Raises ConfigError for a record without rewards."""
+        """The policy, baseline and entropy losses of moeworks.ops.policy, by name.
+
+        Raises ConfigError for a record without rewards.
+        """
         token_losses_T, baseline_T = routing.token_losses_T, routing.baseline_T
         check(
             token_losses_T is not None and baseline_T is not None,
