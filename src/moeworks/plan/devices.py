@@ -27,7 +27,7 @@ class Device:
     flops: Mapping[str, float] = field(default_factory=dict)
     """Peak dense FLOP/s in fp32 (without tensor cores), bf16 and fp8, products summed in float32."""
     link: float | None = None
-    """Bandwidth to the other devices of a node (NVLink, Infinity Fabric), bytes per second in one direction."""
+    """Bandwidth to the other devices of a node (NVLink, Infinity Fabric), bytes per second and direction."""
     parameters: int | None = None
     """Parameters that it holds: a free value instead of `memory`."""
     source: str = "given on the command line"
