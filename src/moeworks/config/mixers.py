@@ -20,7 +20,7 @@ class GQAConfig:
     kind: Literal["gqa"] = "gqa"
     """Grouped-query attention."""
     num_heads: int = 4
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 4
     """Key/value heads, a divisor of num_heads: num_heads is multi-head attention, 1 is multi-query."""
     head_dim: int | None = None

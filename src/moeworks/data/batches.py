@@ -27,7 +27,7 @@ class Batch:
     """False promises that valid_BL is True everywhere, and spares what padding needs."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
+        """The batch on another device."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)

@@ -185,7 +185,7 @@ def bias_evaluation(subject: Subject) -> Outcome:
 
 
 def padded(batch: Inputs, extra: int = 6) -> Inputs:
-    """The same tokens with `extra` of padding behind each row, whose values are other rows' tokens."""
+    """The batch with `extra` positions of padding after each row, filled with other rows' tokens."""
     values = batch.values
     filler = values.flip(0)[:, -1:].expand(-1, extra, *values.shape[2:])
     filler = 3 * filler if values.is_floating_point() else filler

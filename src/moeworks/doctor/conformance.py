@@ -22,7 +22,7 @@ _BREADTH = 14
 
 @dataclass(frozen=True)
 class Row:
-    """One family."""
+    """The findings for one family."""
 
     family: str
     model: str

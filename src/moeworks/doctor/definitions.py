@@ -74,7 +74,7 @@ def switch(routing: Routing, unbiased_TK: Tensor) -> Tensor:
 
 
 def pooled_switch(routings: Sequence[Routing], ids: Sequence[Tensor]) -> Tensor:
-    """The same with all layers' tokens thrown together, which is wrong."""
+    """The Switch loss of all layers' tokens thrown together: the wrong definition that pooling gives."""
     experts = routings[0].router_probs_TE.shape[1]
     keep = [_valid(r) for r in routings]
     counts = _counts(torch.cat([i[k] for i, k in zip(ids, keep, strict=True)]), experts)

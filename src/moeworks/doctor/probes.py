@@ -29,7 +29,7 @@ def seeded(subject: Subject, model: nn.Module, inputs: Inputs) -> Seen:
 
 @torch.no_grad()
 def seeded_output(subject: Subject, model: nn.Module, inputs: Inputs) -> Tensor:
-    """The same without routing and gradients."""
+    """The output of such a pass, without routing and gradients."""
     torch.manual_seed(1)
     return subject.output(model, inputs).detach()
 

@@ -25,7 +25,7 @@ _LAYERS = 4
 
 
 def shrink(config: ModelConfig) -> ModelConfig:
-    """The same architecture with a few small layers."""
+    """The architecture of `config` with a few small layers."""
     layers = _representatives(config)
     changes: dict[str, Any] = dict(
         vocab_size=97,

@@ -106,11 +106,11 @@ class Family:
     harmless: frozenset[str] = frozenset()
     """Further keys that change nothing in this family."""
     weights: WeightMap
-    """The tensors of its checkpoints."""
+    """Names and layouts of the tensors of its checkpoints."""
     read: Read = lambda config, draft: None
-    """Reads what is not one to one."""
+    """Function that reads the keys that do not map one to one."""
     write: Write = lambda model, config: None
-    """Writes it."""
+    """Function that writes what `read` reads back into a config.json."""
     presets: Mapping[str, Json] = field(default_factory=dict)
     """Published configs by name, as their makers wrote them, without the harmless keys."""
     unwrap: Callable[[Json], Json] = lambda config: config

@@ -56,7 +56,7 @@ class Lab:
 
     name: str
     claim: str
-    """One sentence."""
+    """The claim in one sentence."""
     source: str
     """Who claims it, and where."""
     question: str

@@ -39,9 +39,9 @@ class ArmRow:
     active: int
     """Parameters that one token uses."""
     flops: int
-    """To train on one token."""
+    """FLOPs of training on one token."""
     flops_to_baseline: float
-    """The same as a multiple of the baseline arm's."""
+    """FLOPs per token over those of the baseline arm."""
     steps: int
     tokens: int
     cpu_seconds: float

@@ -62,7 +62,7 @@ class BanditRouter(FixedRouter):
 
     @property
     def state(self) -> BanditState:
-        """The bandits' state, as a view of this module's buffers."""
+        """The router's statistics, which are buffers."""
         return BanditState(**{name: getattr(self, name.rsplit("_", 1)[0]) for name in _STATE})
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None = None) -> Routing:

@@ -32,7 +32,7 @@ class Slots:
     """Where the L tokens of a forward pass stand in their rows."""
 
     length: int
-    """Number of tokens of the forward pass (L)."""
+    """Length L of a row."""
     start: int = 0
     """Number of earlier tokens, which the cache holds."""
     document_ids_BS: Tensor | None = None

@@ -74,10 +74,17 @@ class PolicyGradientRouter(Router):
         }
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """Policy, baseline and entropy losses. Raises ConfigError without token losses or a baseline."""
-        rule = (
-            "a policy-gradient router learns from each token's loss: run the forward pass in training mode,"
-            " then set replace(routing, token_losses_T=...)"
+        """The policy, baseline and entropy losses of moeworks.ops.policy, by name.
+
+        Raises ConfigError for a record without rewards.
+        """
+        token_losses_T, baseline_T = routing.token_losses_T, routing.baseline_T
+        check(
+            token_losses_T is not None and baseline_T is not None,
+            "routing.token_losses",
+            None,
+            "are what a policy-gradient router learns from: replace(routing, token_losses_T=...) after a"
+            " forward pass in training",
         )
         token_losses_T = present(routing.token_losses_T, "routing.token_losses_T", rule)
         baseline_T = present(routing.baseline_T, "routing.baseline_T", rule)

@@ -36,7 +36,7 @@ class ExpertWeights:
 
     @property
     def num_experts(self) -> int:
-        """Number of routed experts with weights (E)."""
+        """Number of experts E."""
         return self.down_proj.shape[0]
 
     def tensors(self) -> list[Tensor]:

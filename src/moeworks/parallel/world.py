@@ -26,7 +26,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     preparation: dist.ProcessGroup | None = None
-    """Group of the same processes on the CPU with a longer timeout, for work before the first step."""
+    """Process group of all ranks on the CPU, with a longer timeout, for what comes before the first step."""
 
     @property
     def is_main(self) -> bool:

@@ -17,17 +17,17 @@ WIDER = {"fp8": "bf16", "bf16": "fp32"}
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One device."""
+    """What is known of a kind of device."""
 
     name: str
     memory: int | None = None
-    """Bytes."""
+    """Memory in bytes."""
     bandwidth: float | None = None
-    """Of its memory, bytes per second."""
+    """Bandwidth of its memory, bytes per second."""
     flops: Mapping[str, float] = field(default_factory=dict)
     """Peak dense FLOP/s in fp32 (without tensor cores), bf16 and fp8, products summed in float32."""
     link: float | None = None
-    """To the other devices of a node (NVLink, Infinity Fabric), bytes per second in one direction."""
+    """Bandwidth to the other devices of a node (NVLink, Infinity Fabric), bytes per second and direction."""
     parameters: int | None = None
     """Parameters that it holds: a free value instead of `memory`."""
     source: str = "given on the command line"

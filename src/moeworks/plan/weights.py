@@ -22,11 +22,11 @@ class Matrix:
     """Equal matrices [rows, columns] of one component."""
 
     component: str
-    """As in config.count.ParameterCount: attention, dense_mlp, experts or shared."""
+    """Component, named as in config.count.ParameterCount: attention, dense_mlp, experts or shared."""
     rows: int
-    """Outputs."""
+    """Rows of each matrix: its outputs."""
     columns: int
-    """Inputs."""
+    """Columns of each matrix: its inputs."""
     count: int = 1
 
     @property

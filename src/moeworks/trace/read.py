@@ -80,7 +80,7 @@ class RoutingTrace:
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """Number of tokens T."""
         return len(self.tokens)
 
     @property

@@ -30,7 +30,7 @@ class ParameterGroups:
     matrices: tuple[str, ...]
     """Hidden matrices, and stacks of them: muon, or adamw; with weight decay."""
     fused_pairs: tuple[str, ...]
-    """Hidden matrices that hold gate and up below each other: muon treats the halves separately."""
+    """Hidden matrices that hold two, gate above up: muon treats the halves separately; with weight decay."""
     rest: tuple[str, ...]
     """Embeddings, output projection, routers, norms, biases, gates: adamw without weight decay."""
 
