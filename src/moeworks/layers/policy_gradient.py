@@ -78,13 +78,9 @@ class PolicyGradientRouter(Router):
 
         Raises ConfigError for a record without rewards.
         """
-        token_losses_T, baseline_T = routing.token_losses_T, routing.baseline_T
-        check(
-            token_losses_T is not None and baseline_T is not None,
-            "routing.token_losses",
-            None,
-            "are what a policy-gradient router learns from: replace(routing, token_losses_T=...) after a"
-            " forward pass in training",
+        rule = (
+            "a policy-gradient router learns from each token's loss: run the forward pass in training mode,"
+            " then set replace(routing, token_losses_T=...)"
         )
         token_losses_T = present(routing.token_losses_T, "routing.token_losses_T", rule)
         baseline_T = present(routing.baseline_T, "routing.baseline_T", rule)
