@@ -115,7 +115,7 @@ def test_longrope_changes_its_factors_with_the_length():
     short, long = (rope_angles(places, 100.0, rope, 4, longest=n) for n in (16, 17))
     assert not torch.allclose(short, long)
     assert attention_factor(rope) == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
-    with pytest.raises(ConfigError, match=r"rope\.long_factors = 2: must be 3"):
+    with pytest.raises(ConfigError, match=r"rope\.long_factors = 2: must hold 3"):
         rope_angles(places, 100.0, rope, 6)
 
 
