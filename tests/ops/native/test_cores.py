@@ -48,7 +48,7 @@ def test_contention_starts_at_once_and_ends_after_a_calm_second() -> None:
 def test_a_single_disturbance_starts_the_calm_anew() -> None:
     contention = Contention()
     contention.update(0.3)
-    assert all(contention.update(waited) for waited in (0.0, 0.0, 0.0, 0.02, 0.0, 0.0, 0.0, 0.0))
+    assert all(contention.update(waited) for waited in (0.0, 0.0, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0))
 
 
 @needs_openmp

@@ -19,9 +19,9 @@ from moeworks.ops.native.library import torch_openmp
 _TASKS = Path("/proc/self/task")
 _INTERVAL = 0.2
 """Seconds between two looks at the scheduler's counters."""
-_CONTENDED = 0.05
+_CONTENDED = 0.25
 """Seconds that threads waited for a core, per second: from here on the cores are shared with others."""
-_CALM = 0.01
+_CALM = 0.12
 """Below this many seconds of waiting per second, the cores are not shared."""
 _CALM_LOOKS = 5
 """Consecutive calm readings after which threads spin again."""
